@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: install quickstart test lint bench requirements
+
+# A virtual environment with everything that the other targets need.
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@
+
+# Trains on generated photographs, scores held-out ones and says where the pictures lie.
+quickstart: install
+	$(PY) launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(PY) launch.py --mode=evaluate --workdir=runs/quickstart
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Forward pass and training step against the same network in plain convolutions.
+bench: install
+	$(PY) launch.py --mode=benchmark --config.train.image_sizes="(128,)"
+
+# Pins anew what pyproject.toml asks for.
+requirements: install
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --no-header --no-annotate pyproject.toml --output-file requirements.txt
+	(echo "-r requirements.txt"; $(PY) -m uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.11 --no-header --no-annotate --constraint requirements.txt \
+	  --extra dev pyproject.toml | grep -vxFf requirements.txt) > requirements-dev.tmp
+	mv requirements-dev.tmp requirements-dev.txt
