@@ -1,0 +1,205 @@
+"""Global context at the bottleneck: the cross-scale token mixer and the local-global fusion."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medlitenet_jax.models.layers import Pointwise
+
+
+def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
+  """Positional encoding of a grid, a quarter of the channels each for sin and cos of y and x.
+
+  Positions are relative to the frame (0 to 1), so that a place in the photograph keeps its code
+  when the input size changes, as it does in progressive training.
+
+  Args:
+    height: rows of the grid.
+    width: columns of the grid.
+    dim: channels, a multiple of 4.
+
+  Returns:
+    [height * width, dim] float32, row by row.
+
+  Raises:
+    ValueError: if dim is not a multiple of 4.
+
+  Reference: Vaswani et al., 2017, section 3.5, in two dimensions.
+  """
+  if dim % 4:
+    raise ValueError(f"the positional encoding needs a multiple of 4 channels, not {dim}")
+  frequencies = 2 * np.pi * 2.0 ** np.linspace(-1, 4, dim // 4)
+  y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
+  y, x = (grid.reshape(-1, 1) * frequencies for grid in np.meshgrid(y, x, indexing="ij"))
+  return np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], axis=1).astype(np.float32)
+
+
+def average_pool(x, factor: int):
+  """Means of factor x factor squares, summed in float32: [B, H, W, C] to [B, H/f, W/f, C]."""
+  b, h, w, c = x.shape
+  squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
+
+
+class BoundaryBiasedAttention(nn.Module):
+  """Multi-head self-attention whose logits are raised towards tokens on a boundary.
+
+    softmax(q k^T / sqrt(d_head) + w_head * b_key) v
+
+  Attributes:
+    heads: attention heads; divides the channels.
+    dtype: compute dtype; the softmax is float32.
+  """
+
+  heads: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, boundary=None):
+    """Attends.
+
+    Args:
+      x: [B, N, D] tokens.
+      boundary: [B, N] boundary strength of each token, or None for plain self-attention.
+
+    Returns:
+      [B, N, D].
+    """
+    b, n, d = x.shape
+    qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
+    bias = None
+    if boundary is not None:
+      weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
+      bias = weight[:, None, None] * boundary[:, None, None, :]
+      bias = jnp.broadcast_to(bias, (b, self.heads, n, n)).astype(self.dtype)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    y = jax.nn.dot_product_attention(q, k, v, bias=bias)
+    return nn.Dense(d, dtype=self.dtype, name="out")(y.reshape(b, n, d))
+
+
+class TransformerLayer(nn.Module):
+  """Pre-norm layer: attention and feed-forward, each with LayerNorm and a residual connection.
+
+  Attributes:
+    heads: attention heads.
+    mlp_ratio: hidden over model channels of the feed-forward network.
+    dropout: rate on both residual branches in training.
+    dtype: compute dtype; LayerNorm is float32 inside.
+  """
+
+  heads: int
+  mlp_ratio: int
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, boundary=None, *, train: bool):
+    """Maps [B, N, D] tokens, with [B, N] boundary strengths or None, to [B, N, D]."""
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+    y = BoundaryBiasedAttention(self.heads, dtype=self.dtype, name="attention")(y, boundary)
+    x = x + drop(y)
+    y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
+    y = nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(y)
+    y = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(nn.gelu(y))
+    return x + drop(y)
+
+
+class CrossScaleMixer(nn.Module):
+  """Lets the tokens of the two deepest encoder stages attend to each other (paper III-C, Fig. 4).
+
+  The stage-3 map is average-pooled to the grid of stage 4, both are projected to `dim` channels
+  and given the same positional encoding and one code a scale, and the joint sequence passes
+  through the layers.
+
+  Attributes:
+    dim: channels of a token.
+    layers: transformer layers.
+    heads: attention heads.
+    mlp_ratio: hidden over model channels of the feed-forward networks.
+    dropout: rate in training.
+    cross_scale: whether stage-3 tokens take part.
+    form: form of the operations.
+    dtype: compute dtype.
+  """
+
+  dim: int
+  layers: int
+  heads: int
+  mlp_ratio: int
+  dropout: float = 0.0
+  cross_scale: bool = True
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, deep, fine, boundary=None, *, train: bool):
+    """Mixes.
+
+    Args:
+      deep: [B, h, w, C4] stage-4 features.
+      fine: [B, 2h, 2w, C3] stage-3 features.
+      boundary: [B, H, W, 1] boundary response on any grid that h and w divide, or None.
+      train: whether dropout acts.
+
+    Returns:
+      context: [B, h, w, dim], the global features F_trans.
+      fine_context: [B, h, w, dim], the mixed stage-3 tokens; None without `cross_scale`.
+    """
+    b, h, w, _ = deep.shape
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    positions = jnp.asarray(sincos_positions(h, w, self.dim), self.dtype)
+    scales = [Pointwise(self.dim, name="project_deep", **common)(deep)]
+    if self.cross_scale:
+      pooled = average_pool(fine, fine.shape[1] // h)
+      scales.append(Pointwise(self.dim, name="project_fine", **common)(pooled))
+    codes = self.param("scale_code", nn.initializers.normal(0.02), (len(scales), self.dim))
+    x = jnp.concatenate(
+      [
+        scale.reshape(b, h * w, self.dim) + positions + code.astype(self.dtype)
+        for scale, code in zip(scales, codes, strict=True)
+      ],
+      axis=1,
+    )
+    if boundary is not None:
+      strength = average_pool(jnp.abs(boundary), boundary.shape[1] // h).reshape(b, h * w)
+      # Standardised over the frame, so that the bias has the same reach in every photograph.
+      strength = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)(strength)
+      boundary = jnp.tile(strength, (1, len(scales)))
+    for i in range(self.layers):
+      x = TransformerLayer(
+        self.heads, self.mlp_ratio, self.dropout, dtype=self.dtype, name=f"layer{i + 1}"
+      )(x, boundary, train=train)
+    x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+    maps = [part.reshape(b, h, w, self.dim) for part in jnp.split(x, len(scales), axis=1)]
+    return maps[0], maps[1] if self.cross_scale else None
+
+
+class LocalGlobalFusion(nn.Module):
+  """Joins convolution and transformer features (eq. 5), after aligning their channels.
+
+    F_lg = relu(W_1 [F_conv | F_trans] + b_1) + F_conv + F_trans
+
+  Attributes:
+    concatenate: whether the first term is there; without it the two are only added.
+    form: form of the operations.
+    dtype: compute dtype.
+  """
+
+  concatenate: bool = True
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, conv, context):
+    """Fuses [B, h, w, C] convolution and [B, h, w, D] transformer features to [B, h, w, C]."""
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    context = Pointwise(conv.shape[-1], name="align", **common)(context)
+    fused = conv + context
+    if self.concatenate:
+      stacked = jnp.concatenate([conv, context], axis=-1)
+      fused += nn.relu(Pointwise(conv.shape[-1], name="mix", **common)(stacked))
+    return fused

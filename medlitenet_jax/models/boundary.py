@@ -1,0 +1,92 @@
+"""Boundary-aware attention: where edges are, and a gate that stresses them (paper III-D)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medlitenet_jax.models.layers import Depthwise, Pointwise
+
+
+def laplacian_init(key, shape, dtype=jnp.float32):
+  """Eight-neighbour Laplacian, scaled so that its weights add up to 2 in absolute value.
+
+  Args:
+    key: unused; the initialiser draws nothing.
+    shape: (3, 3, 1, C).
+    dtype: of the kernel.
+
+  Returns:
+    Kernel of that shape; a constant image gives zero.
+
+  Raises:
+    ValueError: if shape is not that of a 3x3 depthwise kernel.
+  """
+  del key
+  if shape[:3] != (3, 3, 1):
+    raise ValueError(f"a Laplacian kernel is (3, 3, 1, C), not {shape}")
+  kernel = jnp.full((3, 3), -1 / 8, dtype).at[1, 1].set(1)
+  return jnp.broadcast_to(kernel[:, :, None, None], shape)
+
+
+class BoundaryMap(nn.Module):
+  """Learned boundary response of a feature map (eq. 6).
+
+  One 1x1 convolution to a single channel, starting as the mean of the channels, and a 3x3
+  convolution of that, starting as a Laplacian.
+
+  Attributes:
+    form: form of the operations.
+    dtype: compute dtype.
+  """
+
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps [B, H, W, C] features to a [B, H, W, 1] response."""
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    mean = nn.initializers.constant(1 / x.shape[-1])
+    x = Pointwise(1, use_bias=False, kernel_init=mean, name="project", **common)(x)
+    # The frame is repeated outwards: zeros there would make an edge of it.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = Depthwise(kernel_init=laplacian_init, name="laplacian", **common)(x)
+    return x[:, 1:-1, 1:-1]
+
+
+class BoundaryGate(nn.Module):
+  """Stresses the features of pixels near a boundary (eq. 6-9).
+
+    B  = boundary response of F                      eq. 6
+    B' = B + W_g F_trans, resized to the grid of B   eq. 7, where context is given
+    M  = sigmoid(conv1x1([F | B']))                  eq. 8
+    F' = F * (1 + M)                                 eq. 9
+
+  Attributes:
+    form: form of the operations.
+    dtype: compute dtype.
+  """
+
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, context=None):
+    """Gates features.
+
+    Args:
+      x: [B, H, W, C] features F.
+      context: [B, h, w, D] transformer features F_trans, or None to leave eq. 7 out.
+
+    Returns:
+      [B, H, W, C] gated features.
+    """
+    boundary = BoundaryMap(form=self.form, dtype=self.dtype, name="boundary")(x)
+    if context is not None:
+      projected = Pointwise(1, form=self.form, dtype=self.dtype, name="context")(context)
+      boundary += jax.image.resize(projected, boundary.shape, "bilinear")
+    stacked = jnp.concatenate([x, boundary], axis=-1)
+    gate = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked))
+    return x * (1 + gate)

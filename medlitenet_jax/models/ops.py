@@ -1,0 +1,331 @@
+"""Convolutions and the x2 upsample in the form that suits the platform.
+
+XLA's convolution is the right choice on a GPU. On a CPU it runs a depthwise convolution 20 to 100
+times slower than nine shifted multiply-adds over a padded array, and its bilinear resize several
+times slower than slices and a weighted sum. Every operation here therefore has two forms that
+compute the same numbers from the same parameters:
+
+  "platform": the fast form on a CPU, the library's elsewhere, chosen when the program is lowered;
+  "library": the library's everywhere, for comparison and for counting operations.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+FORMS = ("platform", "library")
+
+
+def _by_platform(form: str, cpu: Callable, library: Callable, *args):
+  """Calls the form that `form` and the platform ask for."""
+  if form not in FORMS:
+    raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+  if form == "library":
+    return library(*args)
+  return lax.platform_dependent(*args, cpu=cpu, default=library)
+
+
+def _library_conv(x, kernel, *, stride, dilation, groups=1):
+  """XLA's convolution, padded by half the kernel's reach on each side."""
+  reach = [dilation * (side - 1) // 2 for side in kernel.shape[:2]]
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(stride, stride),
+    padding=[(r, r) for r in reach],
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def _taps(x, kernel_size: Sequence[int], stride: int, dilation: int):
+  """Pads x and says which part of it each tap of the kernel multiplies, row by row.
+
+  Returns:
+    padded: [B, H + 2p, W + 2q, C].
+    windows: a pair of slices a tap, of the height and the width of padded.
+  """
+  (kh, kw), (_, h, w, _) = kernel_size, x.shape
+  ph, pw = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
+  rows = ((h - 1) // stride) * stride + 1
+  columns = ((w - 1) // stride) * stride + 1
+  windows = [
+    (slice(i, i + rows, stride), slice(j, j + columns, stride))
+    for i in range(0, kh * dilation, dilation)
+    for j in range(0, kw * dilation, dilation)
+  ]
+  return jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))), windows
+
+
+def _tap_depthwise(x, kernel, *, stride, dilation):
+  """Depthwise convolution as one multiply-add a tap, which XLA fuses into a single loop."""
+  padded, windows = _taps(x, kernel.shape[:2], stride, dilation)
+  weights = kernel.reshape(-1, x.shape[-1])
+  products = (
+    padded[:, rows, columns] * w for (rows, columns), w in zip(windows, weights, strict=True)
+  )
+  return functools.reduce(jnp.add, products)
+
+
+def _tap_depthwise_input_grad(x_shape, kernel, grad, *, stride, dilation):
+  """Gradient of the input: the output gradient convolved with the kernel turned around.
+
+  With stride 2 every input pixel meets only the taps of its own parity, so the four parities are
+  computed apart and interleaved; spreading the gradient out with zeros would be four times the
+  work. The stride-2 form is written out for the 3x3 kernel without dilation.
+  """
+  if stride == 1:
+    return _tap_depthwise(grad, kernel[::-1, ::-1], stride=1, dilation=dilation)
+  _, h, w, _ = x_shape
+  weights = kernel[:, :, 0]
+  below = jnp.pad(grad, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  right, down, diagonal = below[:, :-1, 1:], below[:, 1:, :-1], below[:, 1:, 1:]
+  even = [grad * weights[1, 1], right * weights[1, 0] + grad * weights[1, 2]]
+  odd = [
+    down * weights[0, 1] + grad * weights[2, 1],
+    diagonal * weights[0, 0] + down * weights[0, 2] + right * weights[2, 0] + grad * weights[2, 2],
+  ]
+  rows = jnp.stack([jnp.stack(even, 3), jnp.stack(odd, 3)], 2)  # [B, H', 2, W', 2, C]
+  b, out_h, _, out_w, _, c = rows.shape
+  return rows.reshape(b, 2 * out_h, 2 * out_w, c)[:, :h, :w]
+
+
+def _tap_depthwise_kernel_grad(x, kernel, grad, *, stride, dilation):
+  """Gradient of the kernel: per tap, the sum over batch and space of input times output gradient.
+
+  Summing over the batch first, image by image, keeps the loop along the channels and hands the
+  rest of the sum to a matrix product; a plain reduction walks each channel with a long stride and
+  takes four times as long.
+  """
+  batch, _, _, channels = x.shape
+  padded, windows = _taps(x.astype(jnp.float32), kernel.shape[:2], stride, dilation)
+  sums = []
+  for rows, columns in windows:
+    products = (padded[b, rows, columns] * grad[b] for b in range(batch))
+    partial = functools.reduce(jnp.add, products).reshape(-1, channels)
+    sums.append(jnp.ones((1, partial.shape[0]), partial.dtype) @ partial)
+  return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def depthwise_conv(x, kernel, stride: int = 1, dilation: int = 1, form: str = "platform"):
+  """Convolves each channel with a kernel of its own.
+
+  Padded by dilation * (k - 1) / 2 zeros on each side, so that stride 1 keeps the size and stride 2
+  gives ceil(size / 2).
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    kernel: [k, k, 1, C] of the same dtype, k odd.
+    stride: step in both directions, in pixels.
+    dilation: distance between taps, in pixels.
+    form: "platform" or "library".
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
+
+  Raises:
+    ValueError: if form is neither.
+  """
+  options = {"stride": stride, "dilation": dilation}
+  return _by_platform(
+    form,
+    functools.partial(_tap_depthwise, **options),
+    functools.partial(_library_conv, groups=x.shape[-1], **options),
+    x,
+    kernel,
+  )
+
+
+def _depthwise_forward(x, kernel, stride, dilation, form):
+  return depthwise_conv(x, kernel, stride, dilation, form), (x, kernel)
+
+
+def _depthwise_backward(stride, dilation, form, residuals, grad):
+  options = {"stride": stride, "dilation": dilation}
+
+  def cpu(x, kernel, grad):
+    # Without the barrier XLA shares the nine shifted views with the forward pass, and so has to
+    # write all nine to memory instead of fusing them.
+    x = lax.optimization_barrier(x)
+    return (
+      _tap_depthwise_input_grad(x.shape, kernel, grad, **options),
+      _tap_depthwise_kernel_grad(x, kernel, grad, **options),
+    )
+
+  def library(x, kernel, grad):
+    conv = functools.partial(_library_conv, groups=x.shape[-1], **options)
+    return jax.vjp(conv, x, kernel)[1](grad)
+
+  return _by_platform(form, cpu, library, *residuals, grad)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def pointwise_conv(x, kernel, form: str = "platform"):
+  """Convolves with a 1x1 kernel, which is one matrix product over the channels.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    kernel: [1, 1, C, C'] of the same dtype.
+    form: "platform" or "library". The matrix product is the platform's form everywhere: a GPU's
+      matrix library runs it as fast as its convolution library.
+
+  Returns:
+    [B, H, W, C'] in the dtype of x.
+
+  Raises:
+    ValueError: if form is neither.
+  """
+  if form not in FORMS:
+    raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+  if form == "library":
+    return _library_conv(x, kernel, stride=1, dilation=1)
+  return jnp.dot(x, kernel[0, 0])
+
+
+def _pointwise_forward(x, kernel, form):
+  return pointwise_conv(x, kernel, form), (x, kernel)
+
+
+def _pointwise_backward(form, residuals, grad):
+  x, kernel = residuals
+  if form == "library":
+    conv = functools.partial(_library_conv, stride=1, dilation=1)
+    return jax.vjp(conv, x, kernel)[1](grad)
+  grad_x = lax.dot_general(grad, kernel[0, 0], (((3,), (1,)), ((), ())))
+  # The product over all pixels needs one side transposed. Choosing the one with fewer channels,
+  # which XLA leaves to chance, makes this up to five times as fast on a CPU.
+  few, many = (x, grad) if x.shape[-1] <= grad.shape[-1] else (grad, x)
+  pixels = (((0,), (0,)), ((), ()))
+  product = lax.dot_general(
+    few.reshape(-1, few.shape[-1]), many.reshape(-1, many.shape[-1]), pixels
+  )
+  grad_kernel = product if few is x else product.T
+  return grad_x, grad_kernel[None, None]
+
+
+pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _part(x, axis: int, start: int, stop: int | None):
+  return x[(slice(None),) * axis + (slice(start, stop),)]
+
+
+def _lerp_double(x, axis: int):
+  """Doubles one axis: each new value lies a quarter step from an old one."""
+  before = jnp.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, -1)], axis)
+  after = jnp.concatenate([_part(x, axis, 1, None), _part(x, axis, -1, None)], axis)
+  pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
+  return pair.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def _lerp_double_grad(grad, axis: int):
+  """Adjoint of `_lerp_double`: every old value gathers from the four new ones around it."""
+  pair = grad.reshape(*grad.shape[:axis], -1, 2, *grad.shape[axis + 1 :])
+  even, odd = (jnp.take(pair, i, axis + 1) for i in (0, 1))
+  after = jnp.concatenate([_part(even, axis, 1, None), _part(odd, axis, -1, None)], axis)
+  before = jnp.concatenate([_part(even, axis, 0, 1), _part(odd, axis, 0, -1)], axis)
+  return 0.75 * (even + odd) + 0.25 * (after + before)
+
+
+def _library_upsample2x(x):
+  b, h, w, c = x.shape
+  return jax.image.resize(x, (b, 2 * h, 2 * w, c), "bilinear")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def upsample2x(x, form: str = "platform"):
+  """Doubles height and width by bilinear interpolation between pixel centres.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    form: "platform" or "library".
+
+  Returns:
+    [B, 2H, 2W, C] in the dtype of x.
+
+  Raises:
+    ValueError: if form is neither.
+  """
+  return _by_platform(form, lambda x: _lerp_double(_lerp_double(x, 1), 2), _library_upsample2x, x)
+
+
+def _upsample_forward(x, form):
+  return upsample2x(x, form), None
+
+
+def _upsample_backward(form, _, grad):
+  b, h, w, c = grad.shape
+
+  def cpu(grad):
+    return _lerp_double_grad(_lerp_double_grad(grad, 2), 1)
+
+  def library(grad):
+    shape = jax.ShapeDtypeStruct((b, h // 2, w // 2, c), grad.dtype)
+    return jax.linear_transpose(_library_upsample2x, shape)(grad)[0]
+
+  return (_by_platform(form, cpu, library, grad),)
+
+
+upsample2x.defvjp(_upsample_forward, _upsample_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(x, scale, bias, epsilon: float, activate: bool):
+  """Normalises by the batch's own statistics, then optionally applies SiLU.
+
+  Only x and the statistics are kept for the gradient, everything between is computed again: on
+  every platform this step waits for memory, not for arithmetic.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    scale: [C] float32.
+    bias: [C] float32.
+    epsilon: added to the variance.
+    activate: whether SiLU follows.
+
+  Returns:
+    y: [B, H, W, C] in the dtype of x.
+    mean: [C] float32, over batch and pixels.
+    variance: [C] float32, of the batch itself (divided by its size).
+
+  Reference: Ioffe and Szegedy, 2015.
+  """
+  wide = x.astype(jnp.float32)
+  mean = jnp.mean(wide, axis=(0, 1, 2))
+  variance = jnp.maximum(jnp.mean(wide * wide, axis=(0, 1, 2)) - mean * mean, 0)
+  z = (wide - mean) * (scale * lax.rsqrt(variance + epsilon)) + bias
+  y = z * jax.nn.sigmoid(z) if activate else z
+  return y.astype(x.dtype), mean, variance
+
+
+def _batch_norm_forward(x, scale, bias, epsilon, activate):
+  y, mean, variance = batch_norm(x, scale, bias, epsilon, activate)
+  return (y, mean, variance), (x, scale, bias, mean, variance)
+
+
+def _batch_norm_backward(epsilon, activate, residuals, grads):
+  x, scale, bias, mean, variance = residuals
+  # The statistics go to the running averages, which nothing is differentiated through.
+  grad = grads[0].astype(jnp.float32)
+  inverse = lax.rsqrt(variance + epsilon)
+  standard = (x.astype(jnp.float32) - mean) * inverse
+  if activate:
+    z = standard * scale + bias
+    gate = jax.nn.sigmoid(z)
+    grad = grad * (gate * (1 + z * (1 - gate)))
+  count = x.size // x.shape[-1]
+  grad_bias = jnp.sum(grad, axis=(0, 1, 2))
+  grad_scale = jnp.sum(grad * standard, axis=(0, 1, 2))
+  grad_x = (grad - (grad_bias + standard * grad_scale) / count) * (scale * inverse)
+  return grad_x.astype(x.dtype), grad_scale, grad_bias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
