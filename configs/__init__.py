@@ -1,0 +1,1 @@
+"""Recipes: `base.py` holds every field, the others edit a few."""

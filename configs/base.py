@@ -1,0 +1,126 @@
+"""The paper's recipe on ISIC 2018 Task 1 (arXiv 2509.03041).
+
+    python launch.py --config=configs/base.py --config.data.root=FOLDER --workdir=runs/base
+
+Every field stands here with its unit and the values it takes; the other files in this folder
+import this one and edit a few lines. `docs/paper.md` says where the paper is silent or contradicts
+itself and what was chosen.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+  """Returns the resolved recipe; fields that are None follow `model.variant`."""
+  config = ConfigDict()
+  config.seed = 0  # one seed for initialisation, shuffling, augmentation and dropout
+  config.precision = "auto"  # auto, float32, bfloat16, float16; auto: float32 on CPU, else bfloat16
+
+  config.data = ConfigDict()
+  config.data.source = "folder"  # folder, synthetic
+  config.data.root = "data/isic2018"  # folder: holds images/, masks/ and, optionally, splits.csv
+  config.data.max_train_images = 0  # 0: all
+  config.data.max_eval_images = 0  # 0: all
+  config.data.num_threads = 4  # reader threads; the order of cases does not depend on it
+  config.data.prefetch_batches = 4
+  config.data.synthetic = ConfigDict()  # drawn from (seed, index) alone
+  config.data.synthetic.num_train = 512  # images
+  config.data.synthetic.num_val = 64
+  config.data.synthetic.num_test = 64
+  config.data.synthetic.image_size = 192  # pixels, both sides
+
+  # Each augmentation has the probability that it is applied to an image and the range that its
+  # strength is drawn from, uniformly. Lengths are fractions of the side of the image.
+  config.augment = ConfigDict()
+  config.augment.enabled = True
+  config.augment.crop_probability = 0.5
+  config.augment.crop_scale = (0.7, 1.0)  # side of the crop
+  config.augment.crop_ratio = (0.85, 1.18)  # width over height of the crop, relative to the image
+  config.augment.flip_horizontal_probability = 0.5
+  config.augment.flip_vertical_probability = 0.5
+  config.augment.rotate_probability = 0.5
+  config.augment.rotate_degrees = (-180.0, 180.0)
+  config.augment.scale_probability = 0.5
+  config.augment.scale_range = (0.85, 1.15)
+  config.augment.translate_probability = 0.5
+  config.augment.translate_range = (-0.1, 0.1)
+  config.augment.elastic_probability = 0.3
+  config.augment.elastic_amplitude = (0.005, 0.02)  # standard deviation of the displacement
+  config.augment.elastic_grid = 5  # control points a side: fewer bend more smoothly
+  config.augment.brightness_contrast_probability = 0.5
+  config.augment.brightness_range = (-0.15, 0.15)  # added, as a fraction of full scale
+  config.augment.contrast_range = (0.8, 1.2)  # factor around the mean
+  config.augment.gamma_probability = 0.3
+  config.augment.gamma_range = (0.7, 1.4)  # exponent
+  config.augment.clahe_probability = 0.2
+  config.augment.clahe_clip_limit = (1.0, 2.0)
+  config.augment.clahe_tiles = 8  # tiles a side
+  config.augment.noise_probability = 0.2
+  config.augment.noise_std = (0.0, 0.04)  # of full scale
+  config.augment.blur_probability = 0.2
+  config.augment.blur_sigma = (0.0, 0.006)
+
+  config.model = ConfigDict()
+  config.model.name = "medlitenet"
+  config.model.variant = "base"  # base, wide_context, fine_boundary
+  config.model.form = "platform"  # of operations; platform: fastest on each; library: plain
+  # None: as the variant says. Set one to change that part alone; False removes it.
+  config.model.encoder_blocks = config_dict.placeholder(tuple)  # MBConv blocks of each stage
+  config.model.mixer_dim = config_dict.placeholder(int)  # channels of a token
+  config.model.mixer_layers = config_dict.placeholder(int)
+  config.model.mixer_heads = config_dict.placeholder(int)
+  config.model.mixer_mlp_ratio = config_dict.placeholder(int)
+  config.model.aspp_branch_dim = config_dict.placeholder(int)  # channels of each branch
+  config.model.aspp_dilations = config_dict.placeholder(tuple)
+  config.model.decoder_dims = config_dict.placeholder(tuple)  # channels, deepest stage first
+  # Where the boundary-aware gate stands: 0 is the encoder's end, 1 to 4 the decoder's stages.
+  config.model.gate_stages = config_dict.placeholder(tuple)
+  config.model.mixer = True
+  config.model.cross_scale = True  # stage-3 tokens join those of stage 4
+  config.model.boundary_bias = True  # boundary map biases the attention
+  config.model.boundary_bias_stage = 1  # encoder stage whose boundary map that is, 1 to 4
+  config.model.fusion = True  # eq. 5; False: plain sum
+  config.model.aspp = True  # False: one 1x1 convolution
+  config.model.gate_context = True  # eq. 7
+  config.model.scse = True
+  config.model.dropout = 0.1  # in the mixer
+
+  config.loss = ConfigDict()
+  config.loss.bce_weight = 0.5
+  config.loss.dice_weight = 0.5
+  config.loss.dice_epsilon = 1.0  # pixels
+  config.loss.boundary_weight = 0.0  # extra weight of pixels near the border in the BCE
+  config.loss.boundary_width = 3  # pixels on either side of the border
+
+  config.optim = ConfigDict()
+  config.optim.learning_rate = 1e-3
+  config.optim.final_learning_rate = 1e-6
+  config.optim.warmup_updates = 100  # linear
+  config.optim.weight_decay = 1e-2  # on kernels only
+  config.optim.clip_norm = 0.5  # of the global gradient
+  config.optim.accumulation = 2  # batches an update
+  config.optim.ema_decay = 0.999
+  # Averages over the last tenth or so of the updates while there are few: min(decay, (1+n)/(10+n)).
+  config.optim.ema_warmup = True
+
+  config.train = ConfigDict()
+  config.train.epochs = 300  # as the paper's Table II; its text says 165
+  config.train.max_steps = 0  # batches (micro-steps); 0: by epochs
+  config.train.batch_size = 16
+  config.train.image_sizes = (256, 384, 512)  # pixels; an equal share of the run each, in order
+  config.train.validate_every_epochs = 1
+  config.train.log_every_steps = 20
+
+  config.eval = ConfigDict()
+  config.eval.split = "test"  # train, val, test
+  config.eval.image_size = 0  # pixels the network sees; 0: the last of train.image_sizes
+  config.eval.batch_size = 16
+  config.eval.threshold = 0.5
+  config.eval.checkpoint = "best"  # best (by validation Dice), latest
+
+  config.profile = ConfigDict()
+  config.profile.start_step = 0
+  config.profile.num_steps = 0  # batches in the trace; 0: none
+
+  config.lock()
+  return config

@@ -1,0 +1,16 @@
+"""The ensemble's third member: gates everywhere, a wider decoder, borders weighted in the loss.
+
+python launch.py --config=configs/fine_boundary.py --config.data.root=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+  """Returns the base recipe for the fine_boundary variant and its loss."""
+  config = base.get_config()
+  config.model.variant = "fine_boundary"
+  config.loss.boundary_weight = 2.0
+  return config

@@ -1,0 +1,15 @@
+"""The ensemble's second member: a deeper mixer and a wider, further reaching ASPP.
+
+python launch.py --config=configs/wide_context.py --config.data.root=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+  """Returns the base recipe for the wide_context variant."""
+  config = base.get_config()
+  config.model.variant = "wide_context"
+  return config

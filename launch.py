@@ -1,0 +1,141 @@
+"""Starts every mode: `python launch.py --config=configs/base.py --workdir=runs/base`.
+
+Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+ROOT = Path(__file__).resolve().parent
+MODES = {
+  "train": "train, or go on where an earlier call stopped",
+  "evaluate": "score the best checkpoint of --workdir on config.eval.split",
+  "benchmark": "time the network and its training step against the plain form",
+  "describe": "table and picture of the network's parts",
+  "preview": "sheet of the augmentations beside their originals",
+}
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", str(ROOT / "configs" / "base.py"), "Recipe; --config.FIELD=VALUE overrides a field."
+)
+MODE = flags.DEFINE_enum(
+  "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME_OF_CONFIG.")
+OUTPUT = flags.DEFINE_string(
+  "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
+)
+
+
+def refuse(reason: object) -> None:
+  """Says in one line what is wrong and leaves with status 2."""
+  print(f"launch.py: error: {' '.join(str(reason).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def parse_flags() -> None:
+  """Reads the command line; answers `--help`, and refuses what it does not know."""
+  if {"-h", "--help", "-help"} & set(sys.argv[1:]):
+    print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
+    sys.exit(0)
+  try:
+    rest = flags.FLAGS(sys.argv)[1:]
+    CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
+  except Exception as error:  # any mistake in a flag, or in the user's file, ends here
+    refuse(str(error) or type(error).__name__)
+  if rest:
+    refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+
+
+def use_huge_pages() -> None:
+  """Restarts Python once with huge pages for large arrays, which only the start can switch on.
+
+  They save most of the page faults of large temporaries on a CPU. A GLIBC_TUNABLES of the user's
+  own, even an empty one, is left as it is.
+  """
+  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run(mode: str, workdir: Path, output: Path) -> None:
+  """Imports what the mode needs and starts it."""
+  import jax
+
+  from medlitenet_jax import config as config_lib
+  from medlitenet_jax.errors import InputError
+
+  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlitenet_jax"
+  jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+  device = jax.devices()[0]
+  recipe = CONFIG.value
+  if mode == "evaluate":
+    from medlitenet_jax.evaluate import evaluate
+
+    saved = config_lib.load(workdir)
+    if flags.FLAGS["config"].present:
+      asked = config_lib.resolve(recipe, device.platform).model
+      if config_lib.differences(saved.model, asked):
+        raise InputError(
+          f"{workdir}: holds {saved.model.name} {saved.model.variant}, and --config describes "
+          f"another network ({asked.name} {asked.variant}); leave --config out"
+        )
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    config = config_lib.for_evaluation(saved, overrides)
+  else:
+    config = config_lib.resolve(recipe, device.platform)
+  logging.getLogger("medlitenet_jax").info(
+    "%s: %s %s, %s, %d x %s",
+    *(mode, config.model.name, config.model.variant, config.precision),
+    *(jax.device_count(), device.device_kind),
+  )
+  if mode == "evaluate":
+    evaluate(config, workdir)
+  elif mode == "benchmark":
+    from medlitenet_jax.benchmark import benchmark
+
+    benchmark(config, output)
+  elif mode == "describe":
+    from medlitenet_jax.describe import describe
+
+    describe(config, output)
+  elif mode == "preview":
+    from medlitenet_jax.preview import preview
+
+    preview(config, output)
+  else:
+    from medlitenet_jax.train import train
+
+    train(config, workdir)
+
+
+def main() -> None:
+  """Reads the flags and runs the mode."""
+  parse_flags()
+  use_huge_pages()
+  logging.basicConfig(format="%(message)s")
+  logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  workdir = Path(WORKDIR.value or ROOT / "runs" / name)
+  output = Path(OUTPUT.value or ROOT / "runs" / f"{name}-{MODE.value}")
+  from medlitenet_jax.errors import InputError
+
+  try:
+    run(MODE.value, workdir, output)
+  except InputError as error:
+    refuse(error)
+  except KeyboardInterrupt:
+    print("launch.py: interrupted; the same command goes on from the last checkpoint")
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+  main()

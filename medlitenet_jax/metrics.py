@@ -1,0 +1,118 @@
+"""Scores of a segmentation: pixels counted per case, then the field's ratios of those counts.
+
+The rules are the ISIC challenge's: a ratio whose denominator is empty because there was nothing to
+find and nothing was found is 1, and the threshold Jaccard of a case is its IoU, or 0 under 0.65.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity", "threshold_jaccard")
+JACCARD_THRESHOLD = 0.65
+
+
+class Confusion(NamedTuple):
+  """Pixels of each case: lesion found, skin called lesion, lesion missed, skin left alone."""
+
+  tp: np.ndarray
+  fp: np.ndarray
+  fn: np.ndarray
+  tn: np.ndarray
+
+
+def confusion_counts(logits, mask, valid, *, threshold: float = 0.5) -> Confusion:
+  """Counts agreeing and disagreeing pixels of each case, on the device.
+
+  Sums are taken in float32 whatever the compute dtype: a 256x256 lesion has more pixels than
+  float16 can hold, and bfloat16 stops counting at 256. Float32 counts exactly up to 4096x4096.
+
+  Args:
+    logits: [B, H, W, 1] scores before the sigmoid, any float dtype.
+    mask: [B, H, W, 1] ground truth; a pixel above 0.5 is lesion.
+    valid: [B] 1 for a real case, 0 for a row that only fills the batch.
+    threshold: probability at or above which a pixel is called lesion, in (0, 1).
+
+  Returns:
+    Confusion of [B] float32 arrays, in pixels; all zero where valid is 0.
+
+  Raises:
+    ValueError: if logits and mask differ in shape or are not rank 4.
+  """
+  if logits.shape != mask.shape or logits.ndim != 4:
+    raise ValueError(f"logits {logits.shape} and mask {mask.shape} must be one [B, H, W, 1] shape")
+  # Probabilities would round in half precision; the logit of the threshold is the same test.
+  found = logits.astype(jnp.float32) >= np.log(threshold / (1 - threshold))
+  lesion = mask > 0.5
+  valid = valid.astype(jnp.float32)
+
+  def count(pixels):
+    return jnp.sum(pixels, axis=(1, 2, 3), dtype=jnp.float32) * valid
+
+  return Confusion(
+    count(found & lesion), count(found & ~lesion), count(~found & lesion), count(~found & ~lesion)
+  )
+
+
+def confusion_of_masks(prediction: np.ndarray, truth: np.ndarray) -> Confusion:
+  """Counts the pixels of one case from two masks of any size, exactly.
+
+  Args:
+    prediction: [H, W], 0 or 1, any dtype.
+    truth: [H, W], 0 or 1, any dtype.
+
+  Returns:
+    Confusion of four whole numbers, in pixels.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  if prediction.shape != truth.shape:
+    raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+  found, lesion = prediction.astype(bool), truth.astype(bool)
+  tp = np.count_nonzero(found & lesion)
+  fp, fn = np.count_nonzero(found) - tp, np.count_nonzero(lesion) - tp
+  return Confusion(*(np.asarray(n) for n in (tp, fp, fn, found.size - tp - fp - fn)))
+
+
+def scores_from_counts(counts: Confusion) -> dict[str, np.ndarray]:
+  """Turns the counts of each case into its scores (eq. 13 and 14 and the challenge's).
+
+  Args:
+    counts: arrays or numbers of one shape, in pixels.
+
+  Returns:
+    A float64 array of that shape for each name in `SCORES`, in [0, 1].
+  """
+  tp, fp, fn, tn = (np.asarray(count, np.float64) for count in counts)
+
+  def ratio(part, whole):
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 1.0)
+
+  iou = ratio(tp, tp + fp + fn)
+  return {
+    "dice": ratio(2 * tp, 2 * tp + fp + fn),
+    "iou": iou,
+    "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+    "sensitivity": ratio(tp, tp + fn),
+    "specificity": ratio(tn, tn + fp),
+    "threshold_jaccard": np.where(iou >= JACCARD_THRESHOLD, iou, 0.0),
+  }
+
+
+def summarise(cases: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+  """Mean and standard deviation over cases of every score.
+
+  Args:
+    cases: one mapping a case with at least the names in `SCORES`.
+
+  Returns:
+    {score: {"mean", "std"}}; std is that of the cases themselves (divided by their number).
+  """
+  columns = {name: np.array([case[name] for case in cases], np.float64) for name in SCORES}
+  return {
+    name: {"mean": float(column.mean()), "std": float(column.std())}
+    for name, column in columns.items()
+  }

@@ -1,0 +1,99 @@
+"""A run's figures on disk: JSON lines, TensorBoard events and tables."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+  """Appends a run's figures to `metrics.jsonl` and to TensorBoard's events."""
+
+  def __init__(self, workdir: Path, resume_step: int):
+    """Opens the log of a run.
+
+    Args:
+      workdir: folder of the run.
+      resume_step: batches seen so far; lines past that come from batches that will be seen again
+        and are dropped, as is a line that was cut off.
+    """
+    self._path = workdir / METRICS_FILE
+    kept = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+    temporary = self._path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(temporary, self._path)
+    self._file = self._path.open("a", buffering=1)
+    self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+
+  def write(self, *, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
+    """Adds a line.
+
+    Args:
+      step: batches seen.
+      epoch: the same in epochs.
+      split: that the figures are of.
+      figures: numbers by name.
+    """
+    row = {"step": step, "epoch": round(epoch, 4), "split": split, **figures}
+    self._file.write(json.dumps(row) + "\n")
+    for name, value in figures.items():
+      self._events.add_scalar(f"{split}/{name}", value, step)
+
+  def close(self) -> None:
+    """Writes out what is buffered."""
+    self._file.close()
+    self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+  """Reads the whole lines of `metrics.jsonl`; an empty list where there is no file."""
+  path = workdir / METRICS_FILE
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      rows.append(json.loads(line))
+    except ValueError:  # cut off while it was written
+      continue
+  return rows
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes rows of one set of columns under a line of their names."""
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """Lays out a Markdown table, text to the left and numbers to the right, readable as it stands."""
+  cells = [[str(cell) for cell in row] for row in rows]
+  widths = [max(len(cell) for cell in column) for column in zip(columns, *cells, strict=True)]
+  numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(columns))]
+
+  def line(row):
+    padded = (
+      cell.rjust(width) if right else cell.ljust(width)
+      for cell, width, right in zip(row, widths, numeric, strict=True)
+    )
+    return f"| {' | '.join(padded)} |"
+
+  rule = (
+    "-" * (width - 1) + (":" if right else "-")
+    for width, right in zip(widths, numeric, strict=True)
+  )
+  return "\n".join([line(columns), f"| {' | '.join(rule)} |", *map(line, cells)])
+
+
+def _is_number(cell: str) -> bool:
+  try:
+    float(cell.replace(",", "").rstrip("x%"))
+  except ValueError:
+    return False
+  return True

@@ -1,0 +1,342 @@
+"""Training: the step, which is pure, and the loop around it."""
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax import config as config_lib
+from medlitenet_jax import metrics, optim, report
+from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.pipeline import train_batches
+from medlitenet_jax.data.sources import Source, create_source
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.evaluate import create_predict, score_cases
+from medlitenet_jax.figures import draw_curves
+from medlitenet_jax.losses import segmentation_loss
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.preprocess import normalize
+from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+  """How long a run is, counted in batches (micro-steps).
+
+  Attributes:
+    total_steps: of the run.
+    epoch_steps: batches an epoch, rounded; the cadence of validation.
+    image_sizes: pixels a side, an equal share of the run each.
+  """
+
+  total_steps: int
+  epoch_steps: int
+  image_sizes: tuple[int, ...]
+
+  def image_size_at(self, step: int) -> int:
+    """Pixels a side of the batch of a number, counted from 0."""
+    phase = step * len(self.image_sizes) // self.total_steps
+    return self.image_sizes[min(phase, len(self.image_sizes) - 1)]
+
+
+def create_plan(train: ConfigDict, num_cases: int) -> Plan:
+  """Reads the length of a run from `config.train` and the number of training cases."""
+  by_epochs = math.ceil(train.epochs * num_cases / train.batch_size)
+  return Plan(
+    total_steps=train.max_steps or by_epochs,
+    epoch_steps=max(1, round(num_cases / train.batch_size)),
+    image_sizes=train.image_sizes,
+  )
+
+
+def create_run_optimizer(
+  optimizer: ConfigDict, total_steps: int
+) -> tuple[optax.MultiSteps, optax.Schedule]:
+  """Builds the optimizer of a run of `total_steps` batches, and its schedule over updates."""
+  schedule = optim.create_schedule(
+    total_steps // optimizer.accumulation,
+    learning_rate=optimizer.learning_rate,
+    final_learning_rate=optimizer.final_learning_rate,
+    warmup_updates=optimizer.warmup_updates,
+  )
+  tx = optim.create_optimizer(
+    schedule,
+    weight_decay=optimizer.weight_decay,
+    clip_norm=optimizer.clip_norm,
+    accumulation=optimizer.accumulation,
+  )
+  return tx, schedule
+
+
+def train_step(
+  state: TrainState,
+  image: jax.Array,
+  mask: jax.Array,
+  *,
+  model: nn.Module,
+  tx: optax.MultiSteps,
+  loss_fn: Callable,
+  dropout_key: jax.Array,
+  ema_decay: Callable,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Learns from one batch.
+
+  Every `accumulation` batches the parameters move and the average follows. A batch whose gradient
+  is not finite changes nothing but the two counters and, in float16, the loss scale.
+
+  Args:
+    state: before the batch.
+    image: [B, S, S, 3] uint8 RGB.
+    mask: [B, S, S, 1] ground truth, 0 or 1.
+    model: maps normalised images to logits.
+    tx: the optimizer.
+    loss_fn: (logits, mask) to (loss, parts).
+    dropout_key: of the run; folded with the step.
+    ema_decay: decay of the average by updates done.
+
+  Returns:
+    state: after the batch.
+    figures: scalar float32 loss, its parts, Dice of the batch, norm of the gradient, and skipped.
+  """
+
+  def objective(params):
+    logits, changed = model.apply(
+      {"params": params, "batch_stats": state.batch_stats},
+      normalize(image),
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.fold_in(dropout_key, state.micro_step)},
+    )
+    with jax.named_scope("loss"):
+      loss, parts = loss_fn(logits, mask)
+    return loss, (parts, changed.get("batch_stats", {}), logits)
+
+  loss_scale = state.loss_scale
+  if loss_scale is None:
+    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  else:
+    loss_scale, _, (loss, aux), grads = loss_scale.value_and_grad(objective, has_aux=True)(
+      state.params
+    )
+  parts, batch_stats, logits = aux
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  decay = jnp.where(tx.has_updated(opt_state), ema_decay(opt_state.gradient_step), 1.0)
+  learned = {
+    "params": params,
+    "batch_stats": batch_stats,
+    "ema_params": optim.update_average(state.ema_params, params, decay),
+    "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
+    "opt_state": opt_state,
+  }
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    learned,
+    {name: getattr(state, name) for name in learned},
+  )
+  counts = metrics.confusion_counts(logits, mask, jnp.ones(mask.shape[0]))
+  dice = (2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1)
+  figures = {"loss": loss, **parts, "dice": jnp.mean(dice), "grad_norm": grad_norm}
+  new_state = TrainState(
+    micro_step=state.micro_step + 1,
+    skipped=state.skipped + jnp.logical_not(finite),
+    loss_scale=loss_scale,
+    **kept,
+  )
+  return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
+
+
+def create_train_step(config: ConfigDict, model: nn.Module, tx: optax.MultiSteps) -> Callable:
+  """Compiles the step of a run: (state, image, mask) to (state, figures), the state given away."""
+  return jax.jit(
+    functools.partial(
+      train_step,
+      model=model,
+      tx=tx,
+      loss_fn=functools.partial(segmentation_loss, **config.loss),
+      dropout_key=stream_key(config.seed, "dropout"),
+      ema_decay=functools.partial(
+        optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
+      ),
+    ),
+    donate_argnums=0,
+  )
+
+
+def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
+  """Opens the training data of a run at its beginning."""
+  return train_batches(
+    source,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    image_size_at=plan.image_size_at,
+    policy=AugmentPolicy(**config.augment),
+    num_threads=config.data.num_threads,
+    prefetch_batches=config.data.prefetch_batches,
+  )
+
+
+def open_workdir(config: ConfigDict, workdir: Path) -> None:
+  """Makes the folder of a new run, or checks that the run in it is the one that `config` describes.
+
+  Raises:
+    InputError: if the folder holds another run, or files but no run, or cannot be written.
+  """
+  if (workdir / config_lib.CONFIG_FILE).exists():
+    changed = config_lib.differences(config_lib.load(workdir), config)
+    if changed:
+      field, (old, new) = min(changed.items())
+      more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
+      raise InputError(
+        f"{workdir}: holds a run with config.{field}={old!r}, not {new!r}{more}; resume it with "
+        "its own configuration or choose another --workdir"
+      )
+  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    config_lib.save(config, workdir)
+  except OSError as error:
+    raise InputError(f"{workdir}: cannot be written ({error}); choose another --workdir") from error
+
+
+class _Meter:
+  """Means of the step's figures and the rate since they were last read.
+
+  Figures stay on the device until they are read, and each step waits only for the one before it:
+  the device always has work, and the host never runs far ahead of it.
+  """
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self._figures: list[dict[str, jax.Array]] = []
+    self._seconds = 0.0
+    self.restart()
+
+  def restart(self) -> None:
+    """Starts the clock anew, after work that is not training."""
+    self._mark = time.perf_counter()
+
+  def add(self, figures: dict[str, jax.Array]) -> None:
+    """Takes the figures of a step that has been started."""
+    if self._figures:
+      jax.block_until_ready(self._figures[-1])
+    self._figures.append(figures)
+    self._tick()
+
+  def read(self) -> dict[str, float]:
+    """Waits for the last step, and returns and forgets the figures."""
+    columns = jax.device_get(self._figures)
+    self._tick()
+    means = {name: float(np.mean([row[name] for row in columns])) for name in columns[0]}
+    means["skipped"] = float(columns[-1]["skipped"])  # a count, not a mean
+    means["images_per_second"] = len(columns) * self._batch_size / self._seconds
+    self._figures, self._seconds = [], 0.0
+    return means
+
+  def _tick(self) -> None:
+    now = time.perf_counter()
+    self._seconds, self._mark = self._seconds + now - self._mark, now
+
+
+@contextlib.contextmanager
+def _profile_window(profile: ConfigDict, folder: Path) -> Iterator[Callable[[int], None]]:
+  """Gives a function to call before each batch, which traces `config.profile`'s window."""
+  tracing = False
+
+  def at(step: int) -> None:
+    nonlocal tracing
+    inside = profile.start_step <= step < profile.start_step + profile.num_steps
+    if inside and not tracing:
+      jax.profiler.start_trace(str(folder))
+    elif tracing and not inside:
+      jax.profiler.stop_trace()
+      logger.info("Wrote the trace of %d batches to %s.", profile.num_steps, folder)
+    tracing = inside
+
+  yield at
+  at(profile.start_step + profile.num_steps)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+  """Trains a network, or goes on where an earlier call stopped.
+
+  The order within the loop is fixed: draw, step, log, validate, save.
+
+  Args:
+    config: resolved.
+    workdir: receives `config.json`, `metrics.jsonl`, `checkpoints/`, `figures/` and events.
+
+  Raises:
+    InputError: if the data or the workdir cannot be used; nothing is overwritten.
+  """
+  cases, val_cases = (create_source(config.data, name, config.seed) for name in ("train", "val"))
+  plan = create_plan(config.train, len(cases))
+  open_workdir(config, workdir)
+
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  predict = create_predict(model)
+  tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
+  step_fn = create_train_step(config, model, tx)
+  batches = create_train_batches(config, cases, plan)
+  initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+    start = checkpoints.latest_step or 0
+    if start:
+      state = checkpoints.restore(start, jax.eval_shape(initialise), batches)
+      logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
+    else:
+      state = jax.jit(initialise)()
+    log = stack.enter_context(contextlib.closing(report.MetricsLog(workdir, resume_step=start)))
+    at_step = stack.enter_context(_profile_window(config.profile, workdir / "profile"))
+    bar = stack.enter_context(
+      tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
+    )
+    meter = _Meter(config.train.batch_size)
+
+    for step in range(start + 1, plan.total_steps + 1):
+      at_step(step)
+      batch = next(batches)
+      state, figures = step_fn(state, batch["image"], batch["mask"])
+      meter.add(figures)
+      bar.update()
+
+      last = step == plan.total_steps
+      epoch = step * config.train.batch_size / len(cases)
+      if last or step % config.train.log_every_steps == 0:
+        means = meter.read()
+        means["learning_rate"] = float(schedule(step // config.optim.accumulation))
+        means["image_size"] = plan.image_size_at(step - 1)
+        log.write(step=step, epoch=epoch, split="train", figures=means)
+        bar.set_postfix(
+          loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
+        )
+      if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
+        rows = list(score_cases(predict, state.ema_variables, val_cases, config))
+        scores = {name: score["mean"] for name, score in metrics.summarise(rows).items()}
+        log.write(step=step, epoch=epoch, split="val", figures=scores)
+        checkpoints.save(state, batches, scores)
+        bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")
+        meter.restart()
+    best_step = checkpoints.best_step
+  curves = draw_curves(report.read_metrics(workdir), workdir)
+  logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
