@@ -21,8 +21,10 @@ MODES = {
   "preview": "sheet of the augmentations beside their originals",
 }
 
+BASE_RECIPE = ROOT / "configs" / "base.py"
+
 CONFIG = config_flags.DEFINE_config_file(
-  "config", str(ROOT / "configs" / "base.py"), "Recipe; --config.FIELD=VALUE overrides a field."
+  "config", None, f"Recipe, {BASE_RECIPE.name} if not given; --config.FIELD=VALUE sets a field."
 )
 MODE = flags.DEFINE_enum(
   "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
@@ -39,11 +41,19 @@ def refuse(reason: object) -> None:
   sys.exit(2)
 
 
-def parse_flags() -> None:
-  """Reads the command line; answers `--help`, and refuses what it does not know."""
+def parse_flags() -> bool:
+  """Reads the command line; answers `--help`, and refuses what it does not know.
+
+  Returns:
+    Whether a recipe was named.
+  """
   if {"-h", "--help", "-help"} & set(sys.argv[1:]):
     print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
     sys.exit(0)
+  named = any(arg.lstrip("-").split("=")[0] == "config" for arg in sys.argv[1:])
+  if not named:
+    # Not the flag's default: overrides of a default are parsed while the flag is being defined.
+    sys.argv.insert(1, f"--config={BASE_RECIPE}")
   try:
     rest = flags.FLAGS(sys.argv)[1:]
     CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
@@ -51,6 +61,7 @@ def parse_flags() -> None:
     refuse(str(error) or type(error).__name__)
   if rest:
     refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+  return named
 
 
 def use_huge_pages() -> None:
@@ -65,12 +76,11 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def run(mode: str, workdir: Path, output: Path) -> None:
+def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
 
   from medlitenet_jax import config as config_lib
-  from medlitenet_jax.errors import InputError
 
   cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlitenet_jax"
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
@@ -80,15 +90,10 @@ def run(mode: str, workdir: Path, output: Path) -> None:
     from medlitenet_jax.evaluate import evaluate
 
     saved = config_lib.load(workdir)
-    if flags.FLAGS["config"].present:
-      asked = config_lib.resolve(recipe, device.platform).model
-      if config_lib.differences(saved.model, asked):
-        raise InputError(
-          f"{workdir}: holds {saved.model.name} {saved.model.variant}, and --config describes "
-          f"another network ({asked.name} {asked.variant}); leave --config out"
-        )
+    if recipe_named:
+      config_lib.refuse_other_network(workdir, saved, config_lib.resolve(recipe, device.platform))
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    config = config_lib.for_evaluation(saved, overrides)
+    config = config_lib.for_evaluation(saved, overrides, device.platform)
   else:
     config = config_lib.resolve(recipe, device.platform)
   logging.getLogger("medlitenet_jax").info(
@@ -118,7 +123,7 @@ def run(mode: str, workdir: Path, output: Path) -> None:
 
 def main() -> None:
   """Reads the flags and runs the mode."""
-  parse_flags()
+  recipe_named = parse_flags()
   use_huge_pages()
   logging.basicConfig(format="%(message)s")
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
@@ -129,11 +134,14 @@ def main() -> None:
   from medlitenet_jax.errors import InputError
 
   try:
-    run(MODE.value, workdir, output)
+    run(MODE.value, workdir, output, recipe_named)
   except InputError as error:
     refuse(error)
+  except OSError as error:  # a full disk, a folder that may not be written
+    refuse(f"{error.filename or workdir}: {error.strerror or error}")
   except KeyboardInterrupt:
-    print("launch.py: interrupted; the same command goes on from the last checkpoint")
+    again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
+    print(f"launch.py: interrupted{again}", file=sys.stderr)
     sys.exit(130)
 
 

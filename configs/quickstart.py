@@ -9,12 +9,12 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-  """Returns the base recipe made short: small pictures, few steps, a quick average."""
+  """Returns the base recipe made short: small pictures, few steps, a fast average."""
   config = base.get_config()
   config.data.source = "synthetic"
   config.data.synthetic.image_size = 160
-  config.train.image_sizes = (64, 96)
-  config.train.max_steps = 500
+  config.train.image_sizes = (96,)
+  config.train.max_steps = 400
   config.train.validate_every_epochs = 3
   config.optim.accumulation = 1
   config.optim.ema_decay = 0.99

@@ -1,4 +1,4 @@
-"""The ensemble's second member: a deeper mixer and a wider, further reaching ASPP.
+"""The ensemble's second member: a deeper mixer and a wider ASPP with larger middle dilations.
 
 python launch.py --config=configs/wide_context.py --config.data.root=FOLDER
 """

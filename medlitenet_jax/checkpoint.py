@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -34,13 +35,13 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
-        checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[SELECTED_BY], n=1),
+        checkpoint_managers.BestN(get_metric_fn=_selecting_score, n=1),
       ]
     )
     self._manager = ocp.CheckpointManager(
       (workdir / CHECKPOINT_FOLDER).absolute(),
       options=ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[SELECTED_BY],
+        best_fn=_selecting_score,
         preservation_policy=None if read_only else policy,
         read_only=read_only,
         create=not read_only,
@@ -76,36 +77,71 @@ class Checkpoints:
     )
     self._manager.save(int(state.micro_step), args=args, metrics=dict(metrics))
 
-  def restore(
-    self, step: int, state: TrainState, batches: grain.DatasetIterator | None = None
-  ) -> TrainState:
-    """Reads a checkpoint.
+  def restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
+    """Reads a checkpoint to go on from.
 
     Args:
       step: which.
-      state: of the same structure, arrays or shapes.
-      batches: iterator that is moved to the saved position, or None to leave the data alone.
+      state: shapes of the state.
+      batches: iterator that is moved to the saved position.
 
     Returns:
       The saved state.
 
     Raises:
-      InputError: if the checkpoint holds another model than `state` is of.
+      InputError: if the checkpoint is damaged or not of this state.
     """
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, state)
-    items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
-    if batches is not None:
-      items["data"] = grain.checkpoint.CheckpointRestore(batches)
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(_on_this_device(state)),
+      data=grain.checkpoint.CheckpointRestore(batches),
+    )
+    return self._restore(step, args)
+
+  def restore_ema(self, step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads nothing but the averaged network.
+
+    Args:
+      step: which.
+      variables: shapes of the network's variables.
+
+    Returns:
+      The averaged variables.
+
+    Raises:
+      InputError: if the checkpoint is damaged or of another network.
+    """
+    wanted = _on_this_device(
+      {"ema_params": variables["params"], "ema_batch_stats": variables["batch_stats"]}
+    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    found = self._restore(step, ocp.args.Composite(state=args))
+    # A partial restore passes over what the checkpoint does not have.
+    if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, wanted):
+      raise InputError(f"{self._manager.directory}/{step}: holds another network than config.json")
+    return {"params": found["ema_params"], "batch_stats": found["ema_batch_stats"]}
+
+  def _restore(self, step: int, args: ocp.args.Composite):
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-    except (ValueError, KeyError, FileNotFoundError) as error:
-      reason = str(error).splitlines()[0]
+      return self._manager.restore(step, args=args)["state"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise InputError(
-        f"{self._manager.directory}/{step}: not a checkpoint of this configuration ({reason}); "
-        "start a new run in another --workdir"
+        f"{self._manager.directory}/{step}: cannot be restored ({reason}); remove that folder to "
+        "go on from another checkpoint, or start a new run in another --workdir"
       ) from error
 
   def close(self) -> None:
     """Waits for what is still being saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _selecting_score(metrics: Mapping[str, float]) -> float:
+  return metrics[SELECTED_BY]
+
+
+def _on_this_device(tree):
+  """Shapes that are restored to the first device, wherever they were saved from."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -7,16 +7,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
+from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import DTYPES
 
 CONFIG_FILE = "config.json"
-# Fields that a run may be resumed with other values of: they do not touch what is learned.
-FREE_FIELDS = ("data.root", "data.num_threads", "data.prefetch_batches", "eval.", "profile.")
+# Fields that a run may be resumed with other values of: they touch neither what is learned nor
+# which checkpoint is best. That data.root still holds the same cases is checked apart.
+FREE_FIELDS = (
+  *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
+  *("eval.batch_size", "train.log_every_steps", "profile."),
+)
 # Fields that an evaluation may set anew.
-EVALUATION_FIELDS = ("data.", "eval.", "precision")
+EVALUATION_FIELDS = ("data.", "eval.", "precision", "model.form")
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
@@ -32,7 +38,8 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   Raises:
     InputError: names the field whose value cannot be used and says what it takes.
   """
-  config = config.copy_and_resolve_references().unlock()
+  tree = config.copy_and_resolve_references().to_dict()
+  config = ConfigDict(_lists_to_tuples(tree))
   if config.precision == "auto":
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   for field, value in resolve_model(config.model.to_dict()).items():
@@ -42,6 +49,10 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
     config.eval.image_size = config.train.image_sizes[-1]
   _check_sizes("eval.image_size", (config.eval.image_size,))
   _check(config)
+  try:
+    AugmentPolicy(**config.augment)
+  except InputError as error:
+    raise InputError(f"config.{error}") from error
   return config.lock()
 
 
@@ -51,7 +62,7 @@ def _check_sizes(field: str, sizes) -> None:
   for size in sizes:
     try:
       check_image_size(size, size)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
       raise InputError(f"config.{field}: {error}") from error
 
 
@@ -66,7 +77,6 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
       "train.log_every_steps",
       "eval.batch_size",
       "optim.accumulation",
-      "augment.clahe_tiles",
     )
   ],
   "takes 0 or more": [
@@ -110,11 +120,6 @@ def _check(config: ConfigDict) -> None:
         raise InputError(f"config.{field} {takes}, not {values[field]!r}")
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")
-  for field, value in config.augment.items():
-    if field.endswith("_probability") and not 0 <= value <= 1:
-      raise InputError(f"config.augment.{field} takes a probability, not {value!r}")
-    if isinstance(value, tuple) and (len(value) != 2 or value[0] > value[1]):
-      raise InputError(f"config.augment.{field} takes (low, high), not {value!r}")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -136,12 +141,37 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
   }
 
 
-def for_evaluation(saved: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) -> None:
+  """Refuses to evaluate a run under a recipe of another network.
+
+  Args:
+    workdir: folder of the run.
+    saved: its configuration.
+    asked: the recipe's, resolved.
+
+  Raises:
+    InputError: names a field of the model that differs.
+  """
+  changed = differences(ConfigDict({"model": saved.model}), ConfigDict({"model": asked.model}))
+  changed = {field: values for field, values in changed.items() if field not in _UNBUILT}
+  if changed:
+    field, (old, new) = min(changed.items())
+    raise InputError(
+      f"{workdir}: holds a network with config.{field}={old!r}, and --config describes one with "
+      f"{new!r}; leave --config out, for evaluation rebuilds the network from the workdir"
+    )
+
+
+_UNBUILT = ("model.form", "model.dropout")  # neither changes a network that is evaluated
+
+
+def for_evaluation(saved: ConfigDict, overrides: Mapping[str, Any], platform: str) -> ConfigDict:
   """The configuration that a workdir's network is evaluated with.
 
   Args:
     saved: of the workdir.
     overrides: fields given on the command line, by dotted name.
+    platform: as in `resolve`.
 
   Returns:
     `saved` with those of the overrides that leave the network as it was trained; locked.
@@ -160,12 +190,18 @@ def for_evaluation(saved: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDic
           f"config.{field} is {known.get(field)!r} in the workdir and cannot be changed to "
           f"{value!r} after training"
         )
-  return resolve(config, "cpu")
+  try:
+    return resolve(config, platform)
+  except (KeyError, AttributeError) as error:
+    raise InputError(
+      f"{CONFIG_FILE} of the workdir lacks a field ({str(error).splitlines()[0]}); it was made by "
+      "another version of this project, so evaluate it with that one"
+    ) from error
 
 
 def save(config: ConfigDict, workdir: Path) -> None:
   """Writes `config.json` into a workdir."""
-  (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  replace_file(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load(workdir: Path) -> ConfigDict:

@@ -111,7 +111,8 @@ def describe(config: ConfigDict, output: Path) -> None:
   columns = ("part", "output", "parameters", f"MFLOP at {size}x{size}")
   print(report.table(columns, [(name, *row) for name, row in zip(names, rows, strict=True)]))
   path = output / "architecture.png"
-  draw_architecture(parts, f"{config.model.name} {config.model.variant}", path)
+  title = f"{config.model.name} {config.model.variant}"
+  draw_architecture(parts, title, path, config.model.boundary_bias_stage)
   print(f"Picture: {path}")
 
 
@@ -127,7 +128,6 @@ _PLACES = {
 }
 _PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
 _BRANCHES = (
-  ("encoder/stage1", "bias_boundary"),
   ("bias_boundary", "mixer"),
   ("encoder/stage3", "mixer"),
   ("encoder/stage4", "fusion"),
@@ -136,13 +136,14 @@ _BRANCHES = (
 )
 
 
-def draw_architecture(parts: list[Part], title: str, path: Path) -> None:
+def draw_architecture(parts: list[Part], title: str, path: Path, boundary_stage: int = 1) -> None:
   """Draws the parts as a U: encoder down the left, bottleneck along the foot, decoder up the right.
 
   Args:
     parts: of `count_parts`.
     title: of the picture.
     path: of the PNG.
+    boundary_stage: encoder stage that the attention's boundary map is taken from.
   """
   encoder = [p.name for p in parts if p.name.startswith("encoder/")]
   decoder = [p.name for p in parts if p.name.startswith("decoder") or p.name == "head"]
@@ -161,7 +162,8 @@ def draw_architecture(parts: list[Part], title: str, path: Path) -> None:
   for skip, stage in zip(reversed(encoder[:-1]), decoder, strict=False):
     _arrow(axis, places[skip], places[stage], style="--")
   main = [name for name in _PATH if name in places]
-  wires = (*map(itertools.pairwise, (encoder, decoder, main)), _BRANCHES)
+  source = (f"encoder/stage{boundary_stage}", "bias_boundary")
+  wires = (*map(itertools.pairwise, (encoder, decoder, main)), [source], _BRANCHES)
   for start, stop in itertools.chain(*wires):
     if start in places and stop in places:
       _arrow(axis, places[start], places[stop])

@@ -1,5 +1,6 @@
 """Evaluation: the averaged network's masks at the photograph's own size, scored case by case."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -22,9 +24,8 @@ from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, spli
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_grid
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.optim import create_optimizer
 from medlitenet_jax.preprocess import normalize
-from medlitenet_jax.state import DTYPES, create_state
+from medlitenet_jax.state import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -119,37 +120,36 @@ def score_cases(
     yield {"case_id": case_id, **scores, **pixels, "height": height, "width": width}
 
 
-def restore_ema(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def restore_average(
+  config: ConfigDict, model: nn.Module, workdir: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the averaged network of the checkpoint that `config.eval.checkpoint` names.
 
   Args:
     config: of the run, as its workdir has it.
+    model: that it describes.
     workdir: folder of the run.
 
   Returns:
-    variables: for `create_predict`.
+    variables: of the network.
     origin: the checkpoint's step, how it was selected and its validation scores.
 
   Raises:
-    InputError: if there is no checkpoint or it is of another model.
+    InputError: if there is no checkpoint or it is of another network.
   """
-  checkpoints = Checkpoints(workdir, read_only=True)
   which = config.eval.checkpoint
-  step = checkpoints.best_step if which == "best" else checkpoints.latest_step
-  if step is None:
-    raise InputError(f"{workdir}: no checkpoint in it yet; train first")
-  model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  # Only the structure of the optimizer's state matters here, and no figure shapes it.
-  tx = create_optimizer(lambda _: 0.0, weight_decay=0.0, clip_norm=1.0, accumulation=1)
-  shapes = jax.eval_shape(lambda: create_state(model, tx, config.seed, config.precision))
-  state = checkpoints.restore(step, shapes)
-  origin = {
-    "step": step,
-    "selected_by": "highest validation Dice" if which == "best" else "newest",
-    "validation": checkpoints.metrics(step),
-  }
-  checkpoints.close()
-  return state.ema_variables, origin
+  with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+    step = checkpoints.best_step if which == "best" else checkpoints.latest_step
+    if step is None:
+      raise InputError(f"{workdir}: no checkpoint in it yet; train first")
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    origin = {
+      "step": step,
+      "selected_by": "highest validation Dice" if which == "best" else "newest",
+      "validation": checkpoints.metrics(step),
+    }
+    return checkpoints.restore_ema(step, shapes), origin
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -165,10 +165,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Raises:
     InputError: if the checkpoint or the data cannot be used.
   """
-  variables, origin = restore_ema(config, workdir)
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
-  predict = create_predict(create_model(config.model.to_dict(), DTYPES[config.precision]))
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  variables, origin = restore_average(config, model, workdir)
+  predict = create_predict(model)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   shutil.rmtree(folder, ignore_errors=True)
@@ -201,7 +202,7 @@ def _protocol(config: ConfigDict, source: Source, origin: dict[str, Any]) -> dic
     "aggregation": "per image, then mean and standard deviation over images",
     "network_size": config.eval.image_size,
     "threshold": config.eval.threshold,
-    "empty_masks": "a ratio with nothing to find and nothing found is 1",
+    "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
     "test_time_augmentation": "none",
     "postprocessing": "none",

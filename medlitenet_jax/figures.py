@@ -55,7 +55,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
   for panel, (title, lines) in zip(panels, curves.items(), strict=True):
     for label, points, name in lines:
       marker = "." if len(points) < 50 else None
-      x, y = [row["epoch"] for row in points], [row[name] for row in points]
+      x = [row["epoch"] for row in points]
+      y = [np.nan if row[name] is None else row[name] for row in points]
       color = "tab:blue" if label.startswith("train") else "tab:orange"
       panel.plot(x, y, label=label, marker=marker, color=color, linewidth=1.3)
     panel.set(title=title, xlabel="epoch")

@@ -1,7 +1,8 @@
 """Scores of a segmentation: pixels counted per case, then the field's ratios of those counts.
 
-The rules are the ISIC challenge's: a ratio whose denominator is empty because there was nothing to
-find and nothing was found is 1, and the threshold Jaccard of a case is its IoU, or 0 under 0.65.
+The rules are the ISIC challenge's: a ratio with nothing in its denominator is 1 (Dice and IoU of an
+empty prediction of an empty mask; sensitivity where there is no lesion; specificity where there is
+no skin), and the threshold Jaccard of a case is its IoU, or 0 under 0.65.
 """
 
 from collections.abc import Mapping, Sequence

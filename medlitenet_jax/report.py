@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,13 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def replace_file(path: Path, text: str) -> None:
+  """Writes a text file that is whole at any instant: as it was, or as it will be."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
 
 
 class MetricsLog:
@@ -25,9 +33,7 @@ class MetricsLog:
     """
     self._path = workdir / METRICS_FILE
     kept = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(temporary, self._path)
+    replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a", buffering=1)
     self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
@@ -38,9 +44,10 @@ class MetricsLog:
       step: batches seen.
       epoch: the same in epochs.
       split: that the figures are of.
-      figures: numbers by name.
+      figures: numbers by name; one that is not finite is written as null, for JSON has none.
     """
-    row = {"step": step, "epoch": round(epoch, 4), "split": split, **figures}
+    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    row = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
     self._file.write(json.dumps(row) + "\n")
     for name, value in figures.items():
       self._events.add_scalar(f"{split}/{name}", value, step)

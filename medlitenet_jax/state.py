@@ -82,5 +82,10 @@ def create_state(model: nn.Module, tx: optax.MultiSteps, seed: int, precision: s
     ema_params=jax.tree.map(jnp.copy, params),
     ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     opt_state=tx.init(params),
-    loss_scale=dynamic_scale_lib.DynamicScale() if precision == "float16" else None,
+    loss_scale=_initial_loss_scale() if precision == "float16" else None,
   )
+
+
+def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:
+  """2**16, in typed arrays: Python's numbers would have the step compiled a second time."""
+  return dynamic_scale_lib.DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2**16))

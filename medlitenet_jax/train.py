@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import grain
@@ -20,10 +21,10 @@ from tqdm import tqdm
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax import metrics, optim, report
-from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.pipeline import train_batches
-from medlitenet_jax.data.sources import Source, create_source
+from medlitenet_jax.data.sources import Source, create_source, split_hash
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluate import create_predict, score_cases
 from medlitenet_jax.figures import draw_curves
@@ -33,6 +34,9 @@ from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
 
 logger = logging.getLogger(__name__)
+
+
+CASES_FILE = "cases.json"  # hash of each split that the run reads
 
 
 class Plan(NamedTuple):
@@ -194,13 +198,23 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
   )
 
 
-def open_workdir(config: ConfigDict, workdir: Path) -> None:
-  """Makes the folder of a new run, or checks that the run in it is the one that `config` describes.
+def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source]) -> None:
+  """Makes the folder of a new run, or checks that the run in it is the one that is asked for.
+
+  Until its first checkpoint a run has nothing to lose, and its configuration is replaced.
+
+  Args:
+    config: resolved.
+    workdir: the folder.
+    sources: of the splits that training reads; their cases are part of what a run is.
 
   Raises:
-    InputError: if the folder holds another run, or files but no run, or cannot be written.
+    InputError: if the folder holds another run, or files but no run.
   """
-  if (workdir / config_lib.CONFIG_FILE).exists():
+  cases = {split: split_hash(source.case_ids) for split, source in sources.items()}
+  if not workdir.is_dir() and workdir.exists():
+    raise InputError(f"{workdir}: is a file; choose another --workdir")
+  if any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
     changed = config_lib.differences(config_lib.load(workdir), config)
     if changed:
       field, (old, new) = min(changed.items())
@@ -209,13 +223,16 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
         f"{workdir}: holds a run with config.{field}={old!r}, not {new!r}{more}; resume it with "
         "its own configuration or choose another --workdir"
       )
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    if json.loads((workdir / CASES_FILE).read_text()) != cases:
+      raise InputError(
+        f"{workdir}: was trained on other cases than {config.data.root} holds now; restore them or "
+        "choose another --workdir"
+      )
+  elif workdir.is_dir() and any(workdir.iterdir()) and not (workdir / CASES_FILE).exists():
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    config_lib.save(config, workdir)
-  except OSError as error:
-    raise InputError(f"{workdir}: cannot be written ({error}); choose another --workdir") from error
+  workdir.mkdir(parents=True, exist_ok=True)
+  report.replace_file(workdir / CASES_FILE, json.dumps(cases) + "\n")
+  config_lib.save(config, workdir)
 
 
 class _Meter:
@@ -246,7 +263,7 @@ class _Meter:
     """Waits for the last step, and returns and forgets the figures."""
     columns = jax.device_get(self._figures)
     self._tick()
-    means = {name: float(np.mean([row[name] for row in columns])) for name in columns[0]}
+    means = {name: _finite_mean([row[name] for row in columns]) for name in columns[0]}
     means["skipped"] = float(columns[-1]["skipped"])  # a count, not a mean
     means["images_per_second"] = len(columns) * self._batch_size / self._seconds
     self._figures, self._seconds = [], 0.0
@@ -257,23 +274,36 @@ class _Meter:
     self._seconds, self._mark = self._seconds + now - self._mark, now
 
 
+def _finite_mean(values) -> float:
+  """Mean of what is finite; a skipped batch has figures that are not."""
+  finite = [value for value in values if np.isfinite(value)]
+  return float(np.mean(finite)) if finite else float("nan")
+
+
 @contextlib.contextmanager
-def _profile_window(profile: ConfigDict, folder: Path) -> Iterator[Callable[[int], None]]:
-  """Gives a function to call before each batch, which traces `config.profile`'s window."""
-  tracing = False
+def _profile_window(profile: ConfigDict, folder: Path) -> Iterator[Callable[[int, Any], None]]:
+  """Gives a function to call before each batch with its number, counted from 0, and the state."""
+  first: int | None = None
 
-  def at(step: int) -> None:
-    nonlocal tracing
+  def at(step: int, state) -> None:
+    nonlocal first
     inside = profile.start_step <= step < profile.start_step + profile.num_steps
-    if inside and not tracing:
+    if inside and first is None:
+      jax.block_until_ready(state)
       jax.profiler.start_trace(str(folder))
-    elif tracing and not inside:
+      first = step
+    elif first is not None and not inside:
+      jax.block_until_ready(state)
       jax.profiler.stop_trace()
-      logger.info("Wrote the trace of %d batches to %s.", profile.num_steps, folder)
-    tracing = inside
+      logger.info("Wrote the trace of batches %d to %d to %s.", first, step - 1, folder)
+      first = None
 
-  yield at
-  at(profile.start_step + profile.num_steps)
+  try:
+    yield at
+  finally:
+    if first is not None:
+      jax.profiler.stop_trace()
+      logger.info("Wrote the trace from batch %d on to %s.", first, folder)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -288,9 +318,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: if the data or the workdir cannot be used; nothing is overwritten.
   """
-  cases, val_cases = (create_source(config.data, name, config.seed) for name in ("train", "val"))
+  sources = {name: create_source(config.data, name, config.seed) for name in ("train", "val")}
+  cases = sources["train"]
   plan = create_plan(config.train, len(cases))
-  open_workdir(config, workdir)
+  open_workdir(config, workdir, sources)
 
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   predict = create_predict(model)
@@ -314,7 +345,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     meter = _Meter(config.train.batch_size)
 
     for step in range(start + 1, plan.total_steps + 1):
-      at_step(step)
+      at_step(step - 1, state)
       batch = next(batches)
       state, figures = step_fn(state, batch["image"], batch["mask"])
       meter.add(figures)
@@ -331,7 +362,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
           loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
         )
       if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
-        rows = list(score_cases(predict, state.ema_variables, val_cases, config))
+        rows = list(score_cases(predict, state.ema_variables, sources["val"], config))
         scores = {name: score["mean"] for name, score in metrics.summarise(rows).items()}
         log.write(step=step, epoch=epoch, split="val", figures=scores)
         checkpoints.save(state, batches, scores)

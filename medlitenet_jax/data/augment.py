@@ -83,7 +83,8 @@ class AugmentPolicy:
         raise InputError(f"{name} must be from 0 to 1, got {value}")
       if field.type is Range:
         least, most = _LIMITS.get(field.name, (0.0, 1.0))
-        if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+        numbers = len(value) == 2 and all(isinstance(v, int | float) for v in value)
+        if not numbers or not least <= value[0] <= value[1] <= most:
           raise InputError(f"{name} must be (low, high) between {least} and {most}, got {value}")
     if self.elastic_grid < 2 or self.clahe_tiles < 1:
       raise InputError("augment.elastic_grid must be at least 2 and augment.clahe_tiles at least 1")

@@ -1,5 +1,6 @@
 """Reads photographs and masks from files, and writes masks."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -13,11 +14,17 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 
 
-def _open(path: Path) -> Image.Image:
+_WIDE_MODES = ("I;16", "I;16B", "I", "F")
+
+
+@contextlib.contextmanager
+def _refusing(path: Path):
+  """Turns what a broken file raises into one line that names it."""
   try:
-    return Image.open(io.BytesIO(path.read_bytes()))
-  except OSError as error:
-    raise InputError(f"{path}: not a readable image ({error}); repair or remove it") from error
+    yield
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    reason = str(error).replace(repr(str(path)), "the file")
+    raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -32,20 +39,21 @@ def image_size(path: Path) -> tuple[int, int]:
   Raises:
     InputError: if the file is missing or is not an image.
   """
-  try:
-    with Image.open(path) as image:
-      width, height = image.size
-      return (width, height) if image.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
-  except OSError as error:
-    raise InputError(f"{path}: not a readable image ({error}); repair or remove it") from error
+  with _refusing(path), Image.open(path) as image:
+    width, height = image.size
+    # Asking a PNG that has none for its EXIF data would decode the whole picture.
+    turned = image.format != "PNG" or "exif" in image.info
+    turned = turned and image.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if turned else (height, width)
 
 
 def _decode(path: Path, mode: str) -> np.ndarray:
-  with _open(path) as image:
-    try:
-      return np.asarray(ImageOps.exif_transpose(image).convert(mode))
-    except (OSError, ValueError) as error:
-      raise InputError(f"{path}: cannot be decoded ({error}); repair or remove it") from error
+  with _refusing(path), Image.open(io.BytesIO(path.read_bytes())) as image:
+    if image.mode in _WIDE_MODES:
+      raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
+    upright = ImageOps.exif_transpose(image)
+    # The colours of a palette say nothing in a mask: its indices do.
+    return np.asarray(upright if mode == "L" and upright.mode == "P" else upright.convert(mode))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -58,7 +66,7 @@ def read_image(path: Path) -> np.ndarray:
     [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says.
 
   Raises:
-    InputError: if the file is missing, truncated or not an image.
+    InputError: if the file is missing, truncated, not an image or of more than 8 bits a channel.
   """
   return _decode(path, "RGB")
 
@@ -67,16 +75,25 @@ def read_mask(path: Path) -> np.ndarray:
   """Decodes a mask.
 
   Args:
-    path: of a single-channel file with the values 0 and 255, or 0 and 1.
+    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1.
 
   Returns:
-    [H, W] uint8, 0 or 1; grey values above 128 are lesion, as in the ISIC challenge's scorer.
+    [H, W] uint8, 0 or 1.
 
   Raises:
-    InputError: if the file is missing, truncated or not an image.
+    InputError: if the file is missing, truncated, not an image, or has other values.
   """
   grey = _decode(path, "L")
-  return (grey > (0 if grey.max() == 1 else 128)).astype(np.uint8)
+  if grey.max() <= 1:
+    return grey
+  between = grey[(grey > 32) & (grey < 223)]
+  # A few values between are the ringing of JPEG, or a smoothed border; an area of them is a label.
+  if between.size > 0.02 * grey.size:
+    raise InputError(
+      f"{path}: a mask has the values 0 and 255, or 0 and 1, but this one has {between[0]}; "
+      "write lesion as 255 and the rest as 0"
+    )
+  return (grey > 128).astype(np.uint8)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

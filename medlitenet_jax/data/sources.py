@@ -211,7 +211,10 @@ def _files(folder: Path) -> dict[str, Path]:
         raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of the two")
       found[path.stem] = path
   if not found:
-    raise InputError(f"{folder}: no image in it ({', '.join(image_files.IMAGE_SUFFIXES)})")
+    raise InputError(
+      f"{folder}: no image in it; put files there that end in one of "
+      f"{', '.join(image_files.IMAGE_SUFFIXES)}"
+    )
   return found
 
 
@@ -219,19 +222,22 @@ def _read_splits(path: Path) -> dict[str, str] | None:
   """Split of each case by its name, or None where there is no such file."""
   if not path.exists():
     return None
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    rows = csv.DictReader(file)
-    if not {"id", "split"} <= set(rows.fieldnames or ()):
-      raise InputError(f"{path}: needs the columns id and split")
-    splits: dict[str, str] = {}
-    for row in rows:
-      if row["split"] not in SPLITS:
-        raise InputError(
-          f"{path} line {rows.line_num}: split {row['split']!r} is not one of {', '.join(SPLITS)}"
-        )
-      if row["id"] in splits:
-        raise InputError(f"{path} line {rows.line_num}: {row['id']} stands there twice")
-      splits[row["id"]] = row["split"]
+  try:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    rows = list(csv.DictReader(lines))
+  except (OSError, UnicodeError, csv.Error) as error:
+    raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
+  if not lines or not {"id", "split"} <= set(next(csv.reader(lines[:1]))):
+    raise InputError(f"{path}: needs a first line with the columns id and split")
+  splits: dict[str, str] = {}
+  for number, row in enumerate(rows, start=2):
+    if row["split"] not in SPLITS:
+      raise InputError(
+        f"{path} line {number}: split {row['split']!r} is not one of {', '.join(SPLITS)}"
+      )
+    if row["id"] in splits:
+      raise InputError(f"{path} line {number}: {row['id']} stands there twice; remove one line")
+    splits[row["id"]] = row["split"]
   return splits
 
 
@@ -245,7 +251,10 @@ def _refuse_missing(needed: Sequence[str], found: Mapping[str, Path], who: str, 
   missing = [name for name in needed if name not in found]
   if missing:
     named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    raise InputError(f"{who} {len(missing)} files that are not in {where}: {named}")
+    raise InputError(
+      f"{who} {len(missing)} files that are not in {where}: {named}; add them, or "
+      "leave these cases out"
+    )
 
 
 def _refuse_sizes(mask, mask_size, image, image_size) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medlitenet_jax.models.layers import Pointwise
+from medlitenet_jax.models.layers import Linear, Pointwise
 
 
 def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
@@ -69,7 +69,7 @@ class BoundaryBiasedAttention(nn.Module):
       [B, N, D].
     """
     b, n, d = x.shape
-    qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
+    qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
     bias = None
     if boundary is not None:
       weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
@@ -77,7 +77,7 @@ class BoundaryBiasedAttention(nn.Module):
       bias = jnp.broadcast_to(bias, (b, self.heads, n, n)).astype(self.dtype)
     q, k, v = (qkv[:, :, i] for i in range(3))
     y = jax.nn.dot_product_attention(q, k, v, bias=bias)
-    return nn.Dense(d, dtype=self.dtype, name="out")(y.reshape(b, n, d))
+    return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
 
 
 class TransformerLayer(nn.Module):
@@ -103,8 +103,8 @@ class TransformerLayer(nn.Module):
     y = BoundaryBiasedAttention(self.heads, dtype=self.dtype, name="attention")(y, boundary)
     x = x + drop(y)
     y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
-    y = nn.Dense(self.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp_in")(y)
-    y = nn.Dense(x.shape[-1], dtype=self.dtype, name="mlp_out")(nn.gelu(y))
+    y = Linear(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp_in")(y)
+    y = Linear(x.shape[-1], self.dtype, name="mlp_out")(nn.gelu(y))
     return x + drop(y)
 
 
@@ -151,7 +151,7 @@ class CrossScaleMixer(nn.Module):
     """
     b, h, w, _ = deep.shape
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    positions = jnp.asarray(sincos_positions(h, w, self.dim), self.dtype)
+    positions = sincos_positions(h, w, self.dim)
     scales = [Pointwise(self.dim, name="project_deep", **common)(deep)]
     if self.cross_scale:
       pooled = average_pool(fine, fine.shape[1] // h)
@@ -159,7 +159,7 @@ class CrossScaleMixer(nn.Module):
     codes = self.param("scale_code", nn.initializers.normal(0.02), (len(scales), self.dim))
     x = jnp.concatenate(
       [
-        scale.reshape(b, h * w, self.dim) + positions + code.astype(self.dtype)
+        (scale.reshape(b, h * w, self.dim) + (positions + code)).astype(self.dtype)
         for scale, code in zip(scales, codes, strict=True)
       ],
       axis=1,

@@ -89,4 +89,4 @@ class BoundaryGate(nn.Module):
       boundary += jax.image.resize(projected, boundary.shape, "bilinear")
     stacked = jnp.concatenate([x, boundary], axis=-1)
     gate = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked))
-    return x * (1 + gate)
+    return (x * (1 + gate.astype(jnp.float32))).astype(self.dtype)

@@ -41,9 +41,31 @@ class Pointwise(nn.Module):
     """Maps [B, H, W, C] to [B, H, W, features]."""
     kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
     y = ops.pointwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
-    if self.use_bias:
-      y += self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
-    return y
+    if not self.use_bias:
+      return y
+    # Added in float32: in half precision its gradient, a sum over all pixels, would be far off.
+    bias = self.param("bias", self.bias_init, (self.features,))
+    return (y + bias).astype(self.dtype)
+
+
+class Linear(nn.Module):
+  """Matrix product over the last axis, and a bias added in float32 as in `Pointwise`.
+
+  Attributes:
+    features: output channels.
+    dtype: compute dtype.
+  """
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps [..., C] to [..., features]."""
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    return (jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)) + bias).astype(self.dtype)
 
 
 def _depthwise_init(key, shape, dtype=jnp.float32):
@@ -191,10 +213,12 @@ class SCSE(nn.Module):
     """Recalibrates [B, H, W, C]."""
     channels = x.shape[-1]
     pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
-    hidden = nn.Dense(max(channels // self.reduction, 4), dtype=self.dtype, name="squeeze")(pooled)
-    channel = nn.sigmoid(nn.Dense(channels, dtype=self.dtype, name="excite")(nn.relu(hidden)))
+    hidden = Linear(max(channels // self.reduction, 4), self.dtype, name="squeeze")(pooled)
+    channel = nn.sigmoid(Linear(channels, self.dtype, name="excite")(nn.relu(hidden)))
     spatial = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="spatial")(x))
-    return x * (channel[:, None, None, :] + spatial)
+    # In float32, for the gradient of the channel gate is a sum over all pixels.
+    gate = channel[:, None, None, :].astype(jnp.float32) + spatial
+    return (x * gate).astype(self.dtype)
 
 
 class ASPP(nn.Module):
@@ -229,7 +253,8 @@ class ASPP(nn.Module):
     pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
     # No BatchNorm on this branch: its statistics would rest on one value an image.
     pooled = nn.silu(Pointwise(self.branch_dim, name="pool", **common)(pooled))
-    branches.append(jnp.broadcast_to(pooled, (*x.shape[:3], self.branch_dim)))
+    spread = jnp.broadcast_to(pooled.astype(jnp.float32), (*x.shape[:3], self.branch_dim))
+    branches.append(spread.astype(self.dtype))
     x = jnp.concatenate(branches, axis=-1)
     x = Pointwise(self.features, use_bias=False, kernel_init=kernel_init, name="fuse", **common)(x)
     return Norm(name="fuse_norm")(x, train=train)

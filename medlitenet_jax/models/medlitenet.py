@@ -238,5 +238,5 @@ def check_image_size(height: int, width: int) -> None:
     ValueError: if either is not a multiple of 32 from 64 up.
   """
   for side in (height, width):
-    if side < 64 or side % 32:
-      raise ValueError(f"the network takes sides that are multiples of 32 from 64 up, not {side}")
+    if not isinstance(side, int) or side < 64 or side % 32:
+      raise ValueError(f"the network takes sides that are multiples of 32 from 64 up, not {side!r}")

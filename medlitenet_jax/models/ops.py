@@ -76,7 +76,7 @@ def _tap_depthwise_input_grad(x_shape, kernel, grad, *, stride, dilation):
 
   With stride 2 every input pixel meets only the taps of its own parity, so the four parities are
   computed apart and interleaved; spreading the gradient out with zeros would be four times the
-  work. The stride-2 form is written out for the 3x3 kernel without dilation.
+  work.
   """
   if stride == 1:
     return _tap_depthwise(grad, kernel[::-1, ::-1], stride=1, dilation=dilation)
@@ -129,8 +129,10 @@ def depthwise_conv(x, kernel, stride: int = 1, dilation: int = 1, form: str = "p
     [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
 
   Raises:
-    ValueError: if form is neither.
+    ValueError: if form is neither, or the stride is not 1, nor 2 with a 3x3 kernel undilated.
   """
+  if stride != 1 and (stride, dilation, *kernel.shape[:2]) != (2, 1, 3, 3):
+    raise ValueError("stride 2 takes a 3x3 kernel without dilation, and no stride is larger")
   options = {"stride": stride, "dilation": dilation}
   return _by_platform(
     form,

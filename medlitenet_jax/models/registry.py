@@ -1,5 +1,6 @@
 """Networks by name: `config.model` in, a Linen module out."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,38 +31,58 @@ def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
     The same fields, none of them None.
 
   Raises:
-    InputError: if the name, the variant, the form or a value is not one that exists.
+    InputError: if the name, the variant, the form or a value is not one that exists, or a field is
+      missing or unknown.
   """
-  _, variants = _look_up("name", fields["name"], MODELS)
+  module, variants = _look_up("name", fields["name"], MODELS)
   defaults = _look_up("variant", fields["variant"], variants)
+  attributes = {field.name for field in dataclasses.fields(module)} - {"parent", "name", "dtype"}
+  unlike = (fields.keys() - {"name", "variant"}) ^ attributes
+  if unlike:
+    raise InputError(
+      f"config.model: {', '.join(sorted(unlike))} missing from it, or unknown to this version"
+    )
   resolved = {k: defaults[k] if v is None and k in defaults else v for k, v in fields.items()}
   _check(resolved)
   return resolved
 
 
+def _whole(value, least: int) -> bool:
+  """Whether value is a whole number from `least` up."""
+  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _all_whole(values, least: int, count: int | None = None) -> bool:
+  """Whether values are that many whole numbers from `least` up; any number of them for None."""
+  return len(values) == (count or len(values)) and all(_whole(value, least) for value in values)
+
+
 def _check(fields: Mapping[str, Any]) -> None:
   """Refuses values that no network can be built from, field by field."""
-  dims, heads = fields["mixer_dim"], fields["mixer_heads"]
-  problems = {
-    "form": fields["form"] not in ops.FORMS and f"takes one of {', '.join(ops.FORMS)}",
-    "encoder_blocks": (len(fields["encoder_blocks"]) != 4 or min(fields["encoder_blocks"]) < 1)
-    and "takes four whole numbers from 1 up",
-    "mixer_dim": (dims < 4 or dims % 4 or dims % heads)
-    and f"takes a multiple of 4 and of mixer_heads ({heads})",
-    "mixer_layers": fields["mixer_layers"] < 1 and "takes 1 or more; mixer=False removes the mixer",
-    "mixer_mlp_ratio": fields["mixer_mlp_ratio"] < 1 and "takes 1 or more",
-    "aspp_branch_dim": fields["aspp_branch_dim"] < 1 and "takes 1 or more",
-    "aspp_dilations": (not fields["aspp_dilations"] or min(fields["aspp_dilations"]) < 1)
-    and "takes a tuple of whole numbers from 1 up",
-    "decoder_dims": (len(fields["decoder_dims"]) != 4 or min(fields["decoder_dims"]) < 1)
-    and "takes four whole numbers from 1 up",
-    "gate_stages": not set(fields["gate_stages"]) <= set(range(5)) and "takes stages 0 to 4",
-    "boundary_bias_stage": fields["boundary_bias_stage"] not in range(1, 5) and "takes 1 to 4",
-    "dropout": not 0 <= fields["dropout"] < 1 and "takes a rate from 0 up to, not including, 1",
+  dim, heads, dilations = (fields[k] for k in ("mixer_dim", "mixer_heads", "aspp_dilations"))
+  rules = {
+    "form": (fields["form"] in ops.FORMS, f"takes one of {', '.join(ops.FORMS)}"),
+    "encoder_blocks": (_all_whole(fields["encoder_blocks"], 1, 4), "takes four numbers from 1 up"),
+    "mixer_heads": (_whole(heads, 1), "takes 1 or more"),
+    "mixer_dim": (
+      _whole(dim, 4) and dim % 4 == 0 and _whole(heads, 1) and dim % heads == 0,
+      f"takes a multiple of 4 and of mixer_heads, {heads}",
+    ),
+    "mixer_layers": (_whole(fields["mixer_layers"], 1), "takes 1 or more; mixer=False is none"),
+    "mixer_mlp_ratio": (_whole(fields["mixer_mlp_ratio"], 1), "takes 1 or more"),
+    "aspp_branch_dim": (_whole(fields["aspp_branch_dim"], 1), "takes 1 or more"),
+    "aspp_dilations": (
+      _all_whole(dilations, 1) and 0 < len(dilations) == len(set(dilations)),
+      "takes different whole numbers from 1 up",
+    ),
+    "decoder_dims": (_all_whole(fields["decoder_dims"], 1, 4), "takes four numbers from 1 up"),
+    "gate_stages": (set(fields["gate_stages"]) <= set(range(5)), "takes stages 0 to 4"),
+    "boundary_bias_stage": (fields["boundary_bias_stage"] in range(1, 5), "takes 1 to 4"),
+    "dropout": (0 <= fields["dropout"] < 1, "takes a rate from 0 up to, not including, 1"),
   }
-  for field, problem in problems.items():
-    if problem:
-      raise InputError(f"config.model.{field} {problem}, not {fields[field]!r}")
+  for field, (holds, takes) in rules.items():
+    if not holds:
+      raise InputError(f"config.model.{field} {takes}; {fields[field]!r} is not")
 
 
 def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
