@@ -38,3 +38,5 @@ requirements: install
 	  --python-version 3.11 --no-header --no-annotate --constraint requirements.txt \
 	  --extra dev pyproject.toml | grep -vxFf requirements.txt) > requirements-dev.tmp
 	mv requirements-dev.tmp requirements-dev.txt
+	sed -i "s/^jax\[cuda12\]==.*/jax[cuda12]==$$(sed -n 's/^jax==//p' requirements.txt)/" \
+	  requirements-cuda12.txt

@@ -116,6 +116,9 @@ def get_config() -> ConfigDict:
   config.eval.image_size = 0  # pixels the network sees; 0: the last of train.image_sizes
   config.eval.batch_size = 16
   config.eval.threshold = 0.5
+  # Test-time augmentation: none, six (identity, two flips, three quarter turns). Validation in
+  # training goes without.
+  config.eval.tta = "none"
   config.eval.checkpoint = "best"  # best (by validation Dice), latest
 
   config.profile = ConfigDict()

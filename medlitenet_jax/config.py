@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 # which checkpoint is best. That data.root still holds the same cases is checked apart.
 FREE_FIELDS = (
   *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
-  *("eval.batch_size", "train.log_every_steps", "profile."),
+  *("eval.batch_size", "eval.tta", "train.log_every_steps", "profile."),
 )
 # Fields that an evaluation may set anew.
 EVALUATION_FIELDS = ("data.", "eval.", "precision", "model.form")
@@ -106,6 +106,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes a number between 0 and 1": [("eval.threshold", lambda v: 0 < v < 1)],
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
+  "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
   "takes one of best, latest": [("eval.checkpoint", lambda v: v in ("best", "latest"))],
   f"takes one of auto, {', '.join(DTYPES)}": [("precision", lambda v: v in DTYPES)],
 }

@@ -26,19 +26,31 @@ from medlitenet_jax.figures import draw_grid
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES
+from medlitenet_jax.tta import six_fold
 
 logger = logging.getLogger(__name__)
 
 GRID_ROWS = 8
 
 
-def create_predict(model: nn.Module) -> Callable[[Any, Any], jax.Array]:
-  """Compiles (variables, [B, S, S, 3] uint8 image) to [B, S, S] float32 probabilities."""
+def create_predict(model: nn.Module, tta: str = "none") -> Callable[[Any, Any], jax.Array]:
+  """Compiles the network for evaluation.
+
+  Args:
+    model: maps normalised images to logits.
+    tta: test-time augmentation, "none" or "six".
+
+  Returns:
+    (variables, [B, S, S, 3] uint8 image) to [B, S, S] float32 probabilities.
+  """
 
   @jax.jit
   def predict(variables, image):
-    logits: Any = model.apply(variables, normalize(image))
-    return nn.sigmoid(logits[..., 0])
+    def probs(image):
+      logits: Any = model.apply(variables, normalize(image))
+      return nn.sigmoid(logits[..., 0])
+
+    return six_fold(probs, image) if tta == "six" else probs(image)
 
   return predict
 
@@ -169,7 +181,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   source = create_source(config.data, split, config.seed)
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   variables, origin = restore_average(config, model, workdir)
-  predict = create_predict(model)
+  predict = create_predict(model, config.eval.tta)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   shutil.rmtree(folder, ignore_errors=True)
@@ -204,7 +216,7 @@ def _protocol(config: ConfigDict, source: Source, origin: dict[str, Any]) -> dic
     "threshold": config.eval.threshold,
     "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
-    "test_time_augmentation": "none",
+    "test_time_augmentation": config.eval.tta,
     "postprocessing": "none",
     "model": config.model.name,
     "variant": config.model.variant,

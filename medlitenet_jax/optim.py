@@ -8,7 +8,7 @@ import optax
 def create_schedule(
   total_updates: int, *, learning_rate: float, final_learning_rate: float, warmup_updates: int
 ) -> optax.Schedule:
-  """Linear warm-up, then half a cosine down to the final rate at the last update.
+  """Linear warm-up from 0, then half a cosine, at the final rate once every update is done.
 
   Args:
     total_updates: optimizer updates of the whole run.

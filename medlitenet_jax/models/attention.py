@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -70,13 +69,15 @@ class BoundaryBiasedAttention(nn.Module):
     """
     b, n, d = x.shape
     qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
-    bias = None
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    # Written out, for jax.nn.dot_product_attention has no float16 on a CPU.
+    wide = {"preferred_element_type": jnp.float32}
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, **wide) / np.sqrt(d // self.heads)
     if boundary is not None:
       weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
-      bias = weight[:, None, None] * boundary[:, None, None, :]
-      bias = jnp.broadcast_to(bias, (b, self.heads, n, n)).astype(self.dtype)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    y = jax.nn.dot_product_attention(q, k, v, bias=bias)
+      logits += weight[:, None, None] * boundary[:, None, None, :]
+    attention = nn.softmax(logits).astype(self.dtype)
+    y = jnp.einsum("bhnm,bmhd->bnhd", attention, v, **wide).astype(self.dtype)
     return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
 
 

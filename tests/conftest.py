@@ -1,0 +1,27 @@
+"""What several tests need."""
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def randomise():
+  """Replaces every leaf of a tree of parameters or running statistics by random numbers.
+
+  Initialisers leave biases at 0 and scales at 1, where a forgotten or doubled one would not show.
+  """
+
+  def replace(tree, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+      name = path[-1].key
+      if name in ("scale", "var"):
+        return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+      reach = np.prod(leaf.shape[:-1]) if name == "kernel" else 4
+      return (rng.normal(size=leaf.shape) / np.sqrt(reach)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+  return replace

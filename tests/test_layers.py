@@ -1,0 +1,173 @@
+"""Building blocks against their definitions, written out in NumPy with random parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medlitenet_jax.models.layers import ASPP, SCSE, Depthwise, MBConv, Norm, Pointwise
+
+EPSILON = 1e-5  # of BatchNorm
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+  return x * sigmoid(x)
+
+
+def dense(x, params):
+  return x @ params["kernel"] + params.get("bias", 0)
+
+
+def pointwise(x, params):
+  return x @ params["kernel"][0, 0] + params.get("bias", 0)
+
+
+def depthwise(x, params, *, stride=1, dilation=1):
+  _, h, w, _ = x.shape
+  padded = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
+  return sum(
+    padded[:, u * dilation : u * dilation + h : stride, v * dilation : v * dilation + w : stride]
+    * params["kernel"][u, v, 0]
+    for u, v in np.ndindex(3, 3)
+  )
+
+
+def norm(x, params, stats):
+  standard = (x - stats["mean"]) / np.sqrt(stats["var"] + EPSILON)
+  return standard * params["scale"] + params["bias"]
+
+
+def num_parameters(params):
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+  ("channels", "features", "stride"), [(4, 4, 1), (4, 4, 2), (4, 6, 1), (4, 6, 2)]
+)
+def test_mbconv_is_its_definition(randomise, channels, features, stride):
+  x = normal(2, 5, 6, channels)
+  block = MBConv(features, stride)
+  variables = randomise(block.init(jax.random.key(0), x, train=False))
+  p, s = variables["params"], variables["batch_stats"]
+  y = silu(norm(pointwise(x, p["expand"]), p["expand_norm"], s["expand_norm"]))
+  y = depthwise(y, p["depthwise"], stride=stride)
+  y = silu(norm(y, p["depthwise_norm"], s["depthwise_norm"]))
+  y = norm(pointwise(y, p["project"]), p["project_norm"], s["project_norm"])
+  if stride == 1 and channels == features:
+    y = x + y
+  assert y.shape == (2, -(-5 // stride), -(-6 // stride), features)
+  np.testing.assert_allclose(block.apply(variables, x, train=False), y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(4, 4), (8, 5)])
+def test_mbconv_has_the_papers_parameters(channels, features):
+  """Three convolutions without bias around a layer six times as wide, a norm after each."""
+  block = MBConv(features)
+  x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
+  params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=False), x)["params"]
+  wide = 6 * channels
+  convolutions = channels * wide + 3 * 3 * wide + wide * features
+  assert num_parameters(params) == convolutions + 2 * (wide + wide + features)
+  assert params["depthwise"]["kernel"].shape == (3, 3, 1, wide)
+
+
+def test_norm_in_training_uses_the_batch_and_moves_the_running_statistics(randomise):
+  x = 3 * normal(2, 4, 5, 3) + 2
+  layer = Norm(activate=False, momentum=0.8)
+  variables = layer.init(jax.random.key(0), x, train=True)
+  assert np.all(variables["batch_stats"]["mean"] == 0)  # initialising counts as no batch
+  variables = randomise(variables)
+  y, changed = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  expected = norm(x, variables["params"], {"mean": mean, "var": var})
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+  for name, batch in (("mean", mean), ("var", var)):
+    moved = 0.8 * variables["batch_stats"][name] + 0.2 * batch
+    np.testing.assert_allclose(changed["batch_stats"][name], moved, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activate", [False, True])
+def test_norm_at_inference_uses_the_running_statistics(randomise, activate):
+  x = normal(2, 4, 5, 3)
+  layer = Norm(activate=activate)
+  variables = randomise(layer.init(jax.random.key(0), x, train=False))
+  y, changed = layer.apply(variables, x, train=False, mutable=["batch_stats"])
+  z = norm(x, variables["params"], variables["batch_stats"])
+  np.testing.assert_allclose(y, silu(z) if activate else z, rtol=1e-4, atol=1e-5)
+  for old, new in zip(
+    jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(changed), strict=True
+  ):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_norm_reaches_the_statistics_of_the_data():
+  """After many batches of one distribution, inference gives what training gave."""
+  layer = Norm(activate=False)
+  x = 3 * normal(4, 8, 8, 2) + 5
+  variables = layer.init(jax.random.key(0), x, train=True)
+  for _ in range(150):
+    y, changed = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    variables = {**variables, **changed}
+  np.testing.assert_allclose(layer.apply(variables, x, train=False), y, atol=1e-3)
+
+
+def test_scse_is_its_definition(randomise):
+  x = normal(2, 4, 5, 24)
+  layer = SCSE()
+  variables = randomise(layer.init(jax.random.key(0), x))
+  p = variables["params"]
+  assert p["squeeze"]["kernel"].shape == (24, 6)
+  hidden = np.maximum(dense(x.mean((1, 2)), p["squeeze"]), 0)
+  channel = sigmoid(dense(hidden, p["excite"]))
+  spatial = sigmoid(pointwise(x, p["spatial"]))
+  assert spatial.shape == (2, 4, 5, 1)
+  expected = x * channel[:, None, None] + x * spatial
+  np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_aspp_is_its_definition(randomise):
+  x = normal(2, 9, 7, 6)
+  dilations = (1, 2, 12)  # the last reaches beyond the map: its outer taps see only padding
+  layer = ASPP(features=5, branch_dim=4, dilations=dilations)
+  variables = randomise(layer.init(jax.random.key(0), x, train=False))
+  p, s = variables["params"], variables["batch_stats"]
+  branches = []
+  for d in dilations:
+    params, stats = p[f"dilation{d}"], s[f"dilation{d}"]
+    y = pointwise(depthwise(x, params["depthwise"], dilation=d), params["pointwise"])
+    branches.append(silu(norm(y, params["norm"], stats["norm"])))
+  pooled = silu(pointwise(x.mean((1, 2), keepdims=True), p["pool"]))
+  branches.append(np.broadcast_to(pooled, (2, 9, 7, 4)))
+  y = pointwise(np.concatenate(branches, -1), p["fuse"])
+  expected = silu(norm(y, p["fuse_norm"], s["fuse_norm"]))
+  np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_aspp_carries_the_mean_of_the_image_everywhere():
+  """A change in one corner reaches the opposite one only through the pooled branch."""
+  x = normal(1, 32, 32, 3)
+  layer = ASPP(features=4, branch_dim=4, dilations=(1, 3))
+  variables = layer.init(jax.random.key(0), x, train=False)
+  changed = x.copy()
+  changed[0, 0, 0] += 100
+  before, after = (layer.apply(variables, image, train=False) for image in (x, changed))
+  assert np.abs(after - before)[0, -1, -1].max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+  "create", [lambda d: Pointwise(4, dtype=d), lambda d: Depthwise(dtype=d), lambda d: SCSE(dtype=d)]
+)
+def test_layers_compute_in_their_dtype_with_float32_parameters(create, dtype):
+  x = jax.ShapeDtypeStruct((1, 4, 4, 4), dtype)
+  y, variables = jax.eval_shape(lambda x: create(dtype).init_with_output(jax.random.key(0), x), x)
+  assert y.dtype == dtype
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
