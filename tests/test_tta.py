@@ -54,7 +54,7 @@ def test_it_is_the_mean_of_the_views_turned_back_one_by_one(image):
 
 
 def test_a_half_turn_commutes_with_it(image):
-  # The half turn only permutes the views: each flip becomes the other, each quarter turn its reverse.
+  # The half turn only permutes the views: flips and turns change places.
   predict = convolving(random_kernel())
   turned = six_fold(predict, jnp.rot90(image, 2, (1, 2)))
   np.testing.assert_allclose(turned, jnp.rot90(six_fold(predict, image), 2, (1, 2)), atol=1e-6)

@@ -86,12 +86,13 @@ def read_mask(path: Path) -> np.ndarray:
   grey = _decode(path, "L")
   if grey.max() <= 1:
     return grey
-  between = grey[(grey > 32) & (grey < 223)]
   # A few values between are the ringing of JPEG, or a smoothed border; an area of them is a label.
-  if between.size > 0.02 * grey.size:
+  between = (grey > 32) & (grey < 223)
+  if grey.max() < 223 or np.count_nonzero(between) > 0.02 * grey.size:
+    label = grey[between][0] if between.any() else grey.max()
     raise InputError(
-      f"{path}: a mask has the values 0 and 255, or 0 and 1, but this one has {between[0]}; "
-      "write lesion as 255 and the rest as 0"
+      f"{path}: a mask has the values 0 and 255, or 0 and 1, but this one has {label}; write "
+      "lesion as 255 and the rest as 0"
     )
   return (grey > 128).astype(np.uint8)
 

@@ -1,0 +1,183 @@
+"""Checkpoints: bit for bit, newest and best both kept, another network refused."""
+
+import contextlib
+import gc
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import get_config
+from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.pipeline import train_batches
+from medlitenet_jax.data.sources import SyntheticSource
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.optim import create_optimizer
+from medlitenet_jax.state import create_state
+
+
+class Tiny(nn.Module):
+  """One convolution and its norm."""
+
+  features: int = 3
+
+  @nn.compact
+  def __call__(self, x, *, train: bool = False):
+    x = nn.Conv(self.features, (3, 3), name="conv")(x)
+    return nn.BatchNorm(use_running_average=not train, name="norm")(x)
+
+
+def create(features=3, precision="float32"):
+  tx = create_optimizer(lambda _: 0.1, weight_decay=0.01, clip_norm=1.0, accumulation=2)
+  return create_state(Tiny(features), tx, 0, precision)
+
+
+def at(step, **kwargs):
+  """A state whose every number is another, after `step` batches."""
+  rng = np.random.default_rng(step)
+  state = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape).astype(x.dtype)), shapes(**kwargs)
+  )
+  return state.replace(micro_step=jnp.asarray(step, jnp.int32))
+
+
+def shapes(**kwargs):
+  return jax.eval_shape(lambda: create(**kwargs))
+
+
+def batches():
+  source = SyntheticSource(seed=0, first=0, count=5, image_size=32)
+  return train_batches(
+    source,
+    seed=0,
+    batch_size=2,
+    image_size_at=lambda step: 32,
+    policy=AugmentPolicy(**get_config().augment),
+    num_threads=1,
+    prefetch_batches=1,
+  )
+
+
+def opened(workdir, **kwargs):
+  return contextlib.closing(Checkpoints(workdir, **kwargs))
+
+
+def save(workdir, scores):
+  """Saves a state and its Dice for each step."""
+  data = batches()
+  with opened(workdir) as checkpoints:
+    for step, dice in scores.items():
+      next(data)
+      checkpoints.save(at(step), data, {"dice": dice, "iou": dice / 2})
+
+
+def assert_identical(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_state_and_position_come_back_exactly(tmp_path, precision):
+  state, data = at(4, precision=precision), batches()
+  seen = [next(data)["case_id"] for _ in range(3)]
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(state, data, {"dice": 0.5})
+    expected = [next(data) for _ in range(3)]
+  moved = batches()
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.latest_step == 4
+    restored = checkpoints.restore(4, shapes(precision=precision), moved)
+  assert_identical(restored, state)
+  for batch in expected:
+    found = next(moved)
+    assert found["case_id"] == batch["case_id"]
+    np.testing.assert_array_equal(found["image"], batch["image"])
+  assert seen != [batch["case_id"] for batch in expected]
+
+
+@pytest.mark.parametrize(
+  ("dice", "kept", "best"),
+  [
+    ((0.3, 0.9, 0.5, 0.4), {2, 4}, 2),
+    ((0.3, 0.4, 0.5, 0.9), {4}, 4),
+    ((0.9, 0.1, 0.2, 0.3), {1, 4}, 1),
+  ],
+)
+def test_newest_and_best_are_kept(tmp_path, dice, kept, best):
+  save(tmp_path, dict(enumerate(dice, start=1)))
+  assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == kept
+  for read_only in (False, True):
+    with opened(tmp_path, read_only=read_only) as checkpoints:
+      assert (checkpoints.latest_step, checkpoints.best_step) == (4, best)
+  with opened(tmp_path) as checkpoints:
+    for step in kept:
+      assert_identical(checkpoints.restore(step, shapes(), batches()), at(step))
+
+
+def test_scores_come_back(tmp_path):
+  save(tmp_path, {1: 0.75, 2: 0.5})
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.metrics(1) == {"dice": 0.75, "iou": 0.375}
+    assert checkpoints.metrics(2)["dice"] == 0.5
+
+
+def test_average_alone(tmp_path):
+  save(tmp_path, {3: 0.5})
+  with opened(tmp_path, read_only=True) as checkpoints:
+    variables = checkpoints.restore_ema(
+      3, {"params": shapes().params, "batch_stats": shapes().batch_stats}
+    )
+  assert_identical(variables, at(3).ema_variables)
+
+
+# Orbax leaves behind coroutines of a restoring that failed, and Python remarks on it.
+refused = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+
+@refused
+@pytest.mark.parametrize("other", [{"features": 4}, {"precision": "float16"}])
+def test_another_state_is_refused(tmp_path, other):
+  save(tmp_path, {1: 0.5})
+  with opened(tmp_path) as checkpoints, pytest.raises(InputError) as error:
+    checkpoints.restore(1, shapes(**other), batches())
+  gc.collect()
+  assert str(tmp_path) in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@refused
+@pytest.mark.parametrize("kind", ["wider", "other_name", "one_more_layer"])
+def test_average_of_another_network_is_refused(tmp_path, kind):
+  save(tmp_path, {1: 0.5})
+  state = shapes(features=4) if kind == "wider" else shapes()
+  params = dict(state.params)
+  if kind == "other_name":
+    params["dense"] = params.pop("conv")
+  elif kind == "one_more_layer":
+    params["dense"] = params["conv"]
+  with opened(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match=r"/1: "):
+    checkpoints.restore_ema(1, {"params": params, "batch_stats": state.batch_stats})
+  gc.collect()
+
+
+@refused
+def test_damaged_checkpoint_is_refused(tmp_path):
+  save(tmp_path, {1: 0.5})
+  for path in (tmp_path / "checkpoints" / "1" / "state").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+  with opened(tmp_path) as checkpoints, pytest.raises(InputError, match="checkpoints"):
+    checkpoints.restore(1, shapes(), batches())
+  gc.collect()
+
+
+def test_none_yet_and_nothing_created_for_a_reader(tmp_path):
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.latest_step is None and checkpoints.best_step is None
+  assert not list(tmp_path.iterdir())

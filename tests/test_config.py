@@ -1,0 +1,361 @@
+"""Recipes: each resolves, each bad value is named, and no field stands there for nothing."""
+
+import ast
+import fnmatch
+import importlib
+import json
+
+import pytest
+from small_runs import MODEL, ROOT, resolved, small_config
+
+from configs.base import get_config
+from medlitenet_jax import config as config_lib
+from medlitenet_jax.config import differences, flatten, for_evaluation, resolve
+from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.models.registry import MODELS
+
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+PACKAGE = ROOT / "medlitenet_jax"
+
+
+def with_fields(config, **fields):
+  """A copy of a configuration with other values, `a__b` being field a.b."""
+  config = config.copy_and_resolve_references().unlock()
+  for name, value in fields.items():
+    *path, leaf = name.split("__")
+    node = config
+    for part in path:
+      node = node[part]
+    with node.ignore_type():
+      node[leaf] = value
+  return config.lock()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_resolves(name, platform):
+  recipe = importlib.import_module(f"configs.{name}").get_config()
+  assert recipe.is_locked
+  config = resolve(recipe, platform)
+  assert config.is_locked
+  values = dict(flatten(config))
+  assert set(values) == set(dict(flatten(get_config())))
+  assert None not in values.values() and "auto" not in values.values()
+  assert config.eval.image_size == config.train.image_sizes[-1]
+  AugmentPolicy(**config.augment)
+
+
+def test_recipes_differ_from_the_base_in_what_they_say():
+  base = resolve(get_config(), "cpu")
+  for name in ("wide_context", "fine_boundary"):
+    config = resolve(importlib.import_module(f"configs.{name}").get_config(), "cpu")
+    assert config.model.variant == name
+    changed = differences(base, config)
+    assert all(field.startswith(("model.", "loss.")) for field in changed)
+    expected = MODELS["medlitenet"][1][name]
+    assert {field: config.model[field] for field in expected} == expected
+
+
+def test_precision_follows_the_platform_only_where_it_is_auto():
+  assert resolve(get_config(), "cpu").precision == "float32"
+  for platform in ("gpu", "tpu"):
+    assert resolve(get_config(), platform).precision == "bfloat16"
+    chosen = resolve(with_fields(get_config(), precision="float16"), platform)
+    assert chosen.precision == "float16"
+
+
+def test_resolving_leaves_the_recipe_alone_and_twice_is_once():
+  recipe = small_config()
+  before = recipe.to_dict()
+  config = resolve(recipe, "cpu")
+  assert recipe.to_dict() == before
+  assert resolve(config, "gpu").to_dict() == config.to_dict()
+
+
+def test_a_field_given_wins_over_the_variant():
+  config = resolve(small_config(), "cpu")
+  assert {name: config.model[name] for name in MODEL} == MODEL
+  assert config.model.mixer_mlp_ratio == MODELS["medlitenet"][1]["base"]["mixer_mlp_ratio"]
+
+
+BAD_VALUES = {
+  "seed": -1,
+  "precision": "float64",
+  "data__num_threads": 0,
+  "data__prefetch_batches": 0,
+  "data__max_train_images": -1,
+  "data__max_eval_images": -5,
+  "data__synthetic__image_size": 31,
+  "augment__clahe_tiles": 0,
+  "augment__elastic_grid": 1,
+  "augment__crop_probability": 1.01,
+  "augment__noise_probability": -0.1,
+  "augment__gamma_range": (1.4, 0.7),
+  "augment__blur_sigma": (0.1,),
+  "augment__crop_scale": (0.0, 1.0),
+  "augment__noise_std": (-0.1, 0.1),
+  "model__name": "unet9",
+  "model__variant": "huge",
+  "model__form": "magic",
+  "model__encoder_blocks": (1, 2, 3),
+  "model__mixer_dim": 30,
+  "model__mixer_layers": 0,
+  "model__mixer_heads": 0,
+  "model__mixer_mlp_ratio": 0,
+  "model__aspp_branch_dim": 0,
+  "model__aspp_dilations": (),
+  "model__decoder_dims": (16, 16, 16, 0),
+  "model__gate_stages": (0, 5),
+  "model__boundary_bias_stage": 5,
+  "model__dropout": 1.0,
+  "loss__bce_weight": -1.0,
+  "loss__dice_weight": -1.0,
+  "loss__dice_epsilon": 0.0,
+  "loss__boundary_weight": -1.0,
+  "loss__boundary_width": -1,
+  "optim__learning_rate": 0.0,
+  "optim__final_learning_rate": -1e-3,
+  "optim__warmup_updates": -1,
+  "optim__weight_decay": -0.1,
+  "optim__clip_norm": 0.0,
+  "optim__accumulation": 0,
+  "optim__ema_decay": 1.0,
+  "train__epochs": -1,
+  "train__max_steps": -1,
+  "train__batch_size": 0,
+  "train__image_sizes": (64, 100),
+  "train__validate_every_epochs": 0,
+  "train__log_every_steps": 0,
+  "eval__split": "dev",
+  "eval__image_size": 32,
+  "eval__batch_size": 0,
+  "eval__threshold": 1.0,
+  "eval__checkpoint": "newest",
+  "profile__start_step": -1,
+  "profile__num_steps": -1,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES.items())
+def test_bad_value_names_its_field(name, value):
+  with pytest.raises(InputError) as error:
+    resolve(with_fields(get_config(), **{name: value}), "cpu")
+  line = str(error.value)
+  field = name.replace("__", ".")
+  assert field in line or (name == "model__mixer_heads" and "mixer_heads" in line)
+  assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["optim__learning_rate", "loss__bce_weight", "optim__clip_norm"])
+def test_what_is_not_a_number_is_refused(name):
+  with pytest.raises(InputError, match=name.replace("__", r"\.")):
+    resolve(with_fields(get_config(), **{name: float("nan")}), "cpu")
+
+
+def test_further_bad_combinations():
+  for sizes in ((), (64, "a"), (64.5,), (0,)):
+    with pytest.raises(InputError, match=r"config\.train\.image_sizes"):
+      resolve(with_fields(get_config(), train__image_sizes=sizes), "cpu")
+  with pytest.raises(InputError, match=r"config\.train\.epochs.*config\.train\.max_steps"):
+    resolve(with_fields(get_config(), train__epochs=0), "cpu")
+  resolve(with_fields(get_config(), train__epochs=0, train__max_steps=1), "cpu")
+
+
+def test_save_and_load(tmp_path):
+  config = resolved()
+  config_lib.save(config, tmp_path)
+  loaded = config_lib.load(tmp_path)
+  assert loaded.is_locked and loaded.to_dict() == config.to_dict()
+  assert not differences(loaded, config)
+  types = [{name: type(value) for name, value in flatten(c)} for c in (config, loaded)]
+  assert types[0] == types[1]
+
+
+@pytest.mark.parametrize(
+  "text", [None, "", "{", '{"seed": 0', "[]", '"model"', "{}", '{"seed": 0}']
+)
+def test_what_is_no_configuration_is_refused(tmp_path, text):
+  if text is not None:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(InputError) as error:
+    config_lib.load(tmp_path)
+  assert str(tmp_path / "config.json") in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["eval", "data", "precision", "model.mixer_dim", "eval.split"])
+def test_configuration_without_a_field_is_refused(tmp_path, missing):
+  tree = resolved().to_dict()
+  *path, leaf = missing.split(".")
+  node = tree
+  for part in path:
+    node = node[part]
+  del node[leaf]
+  (tmp_path / "config.json").write_text(json.dumps(tree))
+  with pytest.raises(InputError):
+    for_evaluation(config_lib.load(tmp_path), {}, "cpu")
+
+
+@pytest.mark.parametrize("text", ['{"model": 3}', '{"model": {}}', '{"model": null, "seed": "x"}'])
+def test_configuration_of_something_else_is_refused(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(InputError):
+    for_evaluation(config_lib.load(tmp_path), {}, "cpu")
+
+
+def test_differences_are_of_what_is_learned():
+  old = resolved()
+  same = with_fields(
+    old,
+    data__root="elsewhere",
+    data__num_threads=1,
+    data__prefetch_batches=1,
+    eval__split="val",
+    eval__checkpoint="latest",
+    eval__batch_size=1,
+    train__log_every_steps=1,
+    profile__num_steps=3,
+  )
+  assert differences(old, same) == {}
+  new = with_fields(same, seed=1, optim__learning_rate=2e-3, model__dropout=0.2)
+  assert differences(old, new) == {
+    "seed": (0, 1),
+    "optim.learning_rate": (5e-3, 2e-3),
+    "model.dropout": (0.1, 0.2),
+  }
+
+
+def test_differences_notice_every_other_field():
+  old = resolved()
+  free = (
+    *("data.root", "data.num_threads", "data.prefetch_batches", "train.log_every_steps"),
+    *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
+  )
+  for field, value in flatten(old):
+    changed = with_fields(old, **{field.replace(".", "__"): ("other", value)})
+    assert (field in differences(old, changed)) == (not field.startswith(free))
+
+
+def test_differences_report_a_field_of_one_side_alone():
+  old, new = resolved(), resolved()
+  with old.unlocked():
+    del old.model["scse"]
+  assert differences(old, new) == {"model.scse": (None, True)}
+  assert differences(new, old) == {"model.scse": (True, None)}
+
+
+def test_evaluation_takes_its_own_fields():
+  saved = resolved()
+  overrides = {
+    "eval.split": "val",
+    "eval.batch_size": 2,
+    "eval.image_size": 128,
+    "data.source": "folder",
+    "data.root": "photographs",
+    "data.max_eval_images": 7,
+    "precision": "bfloat16",
+    "seed": 0,
+  }
+  config = for_evaluation(saved, overrides, "cpu")
+  values = dict(flatten(config))
+  assert config.is_locked and {name: values[name] for name in overrides} == overrides
+  others = dict(flatten(saved))
+  changed = {name for name in values if values[name] != others[name]}
+  assert changed == set(overrides) - {"seed"}
+  assert saved.eval.split == "test"
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("model.mixer_layers", 2), ("model.variant", "wide_context"), ("seed", 3)]
+)
+def test_evaluation_refuses_another_network(field, value):
+  with pytest.raises(InputError, match=rf"config\.{field}"):
+    for_evaluation(resolved(), {field: value}, "cpu")
+
+
+def test_evaluation_checks_values():
+  for field, value in (("eval.threshold", 1.5), ("eval.image_size", 100), ("eval.split", "x")):
+    with pytest.raises(InputError, match=rf"config\.{field}"):
+      for_evaluation(resolved(), {field: value}, "cpu")
+
+
+def test_evaluation_size_0_is_the_last_of_training():
+  config = for_evaluation(resolved(eval__image_size=64), {"eval.image_size": 0}, "cpu")
+  assert config.eval.image_size == 96
+
+
+# The groups of fields that go whole into something: where to look for `NAME.FIELD` instead.
+UNPACKED = {"augment": ("policy", "data/augment.py"), "model": ("self", "models/medlitenet.py")}
+ALIASES = {"optimizer": "optim"}  # a group under another name in a function that is given it
+
+
+def fields_read(path):
+  """Every `GROUP.FIELD` and `GROUP["FIELD"]` that a source file reads; the latter as a pattern."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+      owner, leaf = node.value, node.attr
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr):
+      owner, leaf = node.value, pattern(node.slice)
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+      owner, leaf = node.args[0], pattern(node.args[1])
+    else:
+      continue
+    group = getattr(owner, "attr", getattr(owner, "id", ""))
+    found.add(f"{ALIASES.get(group, group)}.{leaf}")
+  return found
+
+
+def pattern(node):
+  """A string as it stands, and an f-string with * for what is filled in."""
+  if isinstance(node, ast.Constant):
+    return str(node.value)
+  if isinstance(node, ast.JoinedStr):
+    return "".join(str(v.value) if isinstance(v, ast.Constant) else "?*" for v in node.values)
+  return "-"
+
+
+def names_read(path, function):
+  """Names that a function's body reads."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.FunctionDef) and node.name == function:
+      return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+  raise AssertionError(f"{path} has no {function}")
+
+
+def unread_fields(config):
+  """Fields that the sources of the package never read."""
+  # config.py only checks and compares: being checked is not being read.
+  paths = [path for path in PACKAGE.rglob("*.py") if path.name != "config.py"]
+  read = set().union(*map(fields_read, paths))
+  unread = []
+  for field, _ in flatten(config):
+    group, leaf = f"config.{field}".split(".")[-2:]
+    if group == "loss":
+      is_read = leaf in names_read(PACKAGE / "losses.py", "segmentation_loss")
+    elif field in ("model.name", "model.variant"):
+      is_read = f"fields.{leaf}" in fields_read(PACKAGE / "models" / "registry.py")
+    elif group in UNPACKED:
+      owner, file = UNPACKED[group]
+      wanted = f"{owner}.{leaf}"
+      is_read = any(fnmatch.fnmatchcase(wanted, p) for p in fields_read(PACKAGE / file))
+    else:
+      is_read = any(fnmatch.fnmatchcase(f"{group}.{leaf}", p) for p in read)
+    if not is_read:
+      unread.append(field)
+  return unread
+
+
+def test_every_field_is_read():
+  assert unread_fields(get_config()) == []
+
+
+@pytest.mark.parametrize(
+  "field", ["spare", "data.spare", "augment.spare", "model.spare", "loss.spare", "eval.warmup"]
+)
+def test_a_field_that_nothing_reads_is_noticed(field):
+  config = get_config().unlock()
+  *path, leaf = field.split(".")
+  (config[path[0]] if path else config)[leaf] = 1
+  assert unread_fields(config) == [field]

@@ -1,0 +1,270 @@
+"""Evaluation: every case once, at its photograph's size, with scores that its masks bear out."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from small_runs import (
+  MODEL,
+  compiled_as_by_launch,
+  copy_of_run,
+  finished_run,
+  launch,
+  resolved,
+  write_case,
+  write_splits,
+)
+
+from medlitenet_jax import config as config_lib
+from medlitenet_jax.config import for_evaluation
+from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.evaluate import (
+  create_predict,
+  evaluate,
+  predict_cases,
+  restore_average,
+  score_cases,
+  threshold_at_size,
+)
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.state import DTYPES
+
+SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity", "threshold_jaccard")
+# Six cases, which batches of 4 do not divide, none of the network's size and none like another.
+SIZES = {"c": (70, 90), "a": (130, 60), "f": (96, 200), "b": (61, 61), "e": (64, 45), "d": (99, 98)}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+  """A folder with a test split of six photographs of six sizes, and a training case."""
+  root = tmp_path_factory.mktemp("photographs")
+  for number, (case_id, size) in enumerate(SIZES.items()):
+    write_case(root, case_id, number, size)
+  write_case(root, "other", 9)
+  write_splits(root, dict.fromkeys(SIZES, "test") | {"other": "train"})
+  return root
+
+
+@pytest.fixture(scope="module")
+def evaluated(photographs, tmp_path_factory):
+  """The workdir of a run that was evaluated on those photographs by a command."""
+  workdir = copy_of_run(tmp_path_factory.mktemp("evaluated"))
+  done = launch(
+    "--mode=evaluate",
+    f"--workdir={workdir}",
+    "--config.data.source=folder",
+    f"--config.data.root={photographs}",
+  )
+  assert done.returncode == 0, done.stderr
+  assert "threshold_jaccard" in done.stdout
+  return workdir
+
+
+def summary_of(workdir, split="test"):
+  return json.loads((workdir / "eval" / split / "summary.json").read_text())
+
+
+def cases_of(workdir, split="test"):
+  with (workdir / "eval" / split / "cases.csv").open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def definition(prediction, truth):
+  """The six scores of a case from sets of pixels."""
+  tp, fp = np.sum(prediction & truth), np.sum(prediction & ~truth)
+  fn, tn = np.sum(~prediction & truth), np.sum(~prediction & ~truth)
+
+  def ratio(part, whole):
+    return part / whole if whole else 1.0
+
+  iou = ratio(tp, tp + fp + fn)
+  return {
+    "dice": ratio(2 * tp, 2 * tp + fp + fn),
+    "iou": iou,
+    "accuracy": (tp + tn) / prediction.size,
+    "sensitivity": ratio(tp, tp + fn),
+    "specificity": ratio(tn, tn + fp),
+    "threshold_jaccard": iou if iou >= 0.65 else 0.0,
+  }
+
+
+def test_a_row_and_a_mask_for_every_case(evaluated):
+  assert [row["case_id"] for row in cases_of(evaluated)] == sorted(SIZES)
+  assert summary_of(evaluated)["cases"] == len(SIZES)
+  folder = evaluated / "eval" / "test" / "masks"
+  assert {path.name for path in folder.iterdir()} == {f"{c}_segmentation.png" for c in SIZES}
+  for case_id, size in SIZES.items():
+    mask = cv2.imread(str(folder / f"{case_id}_segmentation.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == size and mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {0, 255}
+  for row in cases_of(evaluated):
+    assert (int(row["height"]), int(row["width"])) == SIZES[row["case_id"]]
+    assert sum(int(row[n]) for n in ("tp", "fp", "fn", "tn")) == np.prod(SIZES[row["case_id"]])
+
+
+def test_scores_follow_from_the_masks_written(evaluated, photographs):
+  scores = {}
+  for case_id in SIZES:
+    name = f"{case_id}_segmentation.png"
+    prediction, truth = (
+      cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED) == 255
+      for folder in (evaluated / "eval" / "test" / "masks", photographs / "masks")
+    )
+    scores[case_id] = definition(prediction, truth)
+  for row in cases_of(evaluated):
+    for name in SCORES:
+      assert float(row[name]) == pytest.approx(scores[row["case_id"]][name], abs=1e-12)
+  summary = summary_of(evaluated)
+  for name in SCORES:
+    column = [case[name] for case in scores.values()]
+    assert summary[name].keys() == {"mean", "std"}
+    assert summary[name]["mean"] == pytest.approx(np.mean(column), abs=1e-12)
+    assert summary[name]["std"] == pytest.approx(np.std(column), abs=1e-12)
+  assert 0 < summary["dice"]["mean"] < 1  # else the comparison says little
+
+
+def test_summary_says_how_it_was_scored(evaluated):
+  summary = summary_of(evaluated)
+  assert set(summary) == {*SCORES, "cases", "protocol"}
+  protocol = summary["protocol"]
+  assert protocol["split"] == "test" and protocol["split_hash"] == split_hash(list(SIZES))
+  assert protocol["threshold"] == 0.5 and protocol["network_size"] == 96
+  assert "own size" in protocol["scored_at"] and "per image" in protocol["aggregation"]
+  assert {"empty_masks", "test_time_augmentation", "postprocessing", "precision"} <= set(protocol)
+  dice = {}
+  for line in (evaluated / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    if row["split"] == "val":
+      dice[row["step"]] = row["dice"]
+  assert protocol["checkpoint"]["step"] == max(dice, key=dice.get)
+  assert protocol["checkpoint"]["validation"]["dice"] == max(dice.values())
+
+
+def test_grid_is_a_picture(evaluated):
+  picture = cv2.imread(str(evaluated / "eval" / "test" / "figures" / "grid.png"))
+  assert picture is not None and min(picture.shape[:2]) > 300 and picture.std() > 5
+
+
+def test_todays_recipe_does_not_matter(evaluated, photographs, tmp_path):
+  """Another file gives the same network with other settings; the workdir's are what counts."""
+  workdir = copy_of_run(tmp_path)
+  recipe = tmp_path / "today.py"
+  recipe.write_text(
+    "from configs import base\n"
+    "def get_config():\n"
+    "  config = base.get_config()\n"
+    f"  for name, value in {MODEL!r}.items():\n"
+    "    config.model[name] = value\n"
+    "  config.train.image_sizes = (160,)\n"
+    "  config.eval.threshold = 0.9\n"
+    "  config.eval.batch_size = 3\n"
+    "  config.eval.split = 'val'\n"
+    "  config.seed = 77\n"
+    "  return config\n"
+  )
+  done = launch(
+    f"--config={recipe}",
+    "--mode=evaluate",
+    f"--workdir={workdir}",
+    "--config.data.source=folder",
+    f"--config.data.root={photographs}",
+  )
+  assert done.returncode == 0, done.stderr
+  assert summary_of(workdir) == summary_of(evaluated)
+  assert (workdir / "config.json").read_text() == (evaluated / "config.json").read_text()
+
+
+def run_in_process(workdir, **overrides):
+  settings = {name.replace("__", "."): value for name, value in overrides.items()}
+  with compiled_as_by_launch():
+    return evaluate(for_evaluation(config_lib.load(workdir), settings, "cpu"), workdir)
+
+
+def test_other_split_and_limit_leave_the_first_results_alone(evaluated):
+  before = (evaluated / "eval" / "test" / "summary.json").read_bytes()
+  summary = run_in_process(evaluated, eval__split="val", data__max_eval_images=2)
+  assert summary["cases"] == 2 and summary == summary_of(evaluated, "val")
+  assert len(cases_of(evaluated, "val")) == 2
+  assert (evaluated / "eval" / "test" / "summary.json").read_bytes() == before
+  assert {path.name for path in (evaluated / "eval").iterdir()} == {"test", "val"}
+  summary = run_in_process(
+    evaluated, eval__split="val", data__max_eval_images=1, eval__checkpoint="latest"
+  )
+  assert summary["protocol"]["checkpoint"]["step"] == 8
+  masks = evaluated / "eval" / "val" / "masks"
+  assert len(list(masks.iterdir())) == 1  # none is left over from the evaluation before
+
+
+def test_evaluation_without_a_checkpoint_changes_nothing(tmp_path):
+  config_lib.save(resolved(), tmp_path)
+  with pytest.raises(InputError, match="no checkpoint"):
+    evaluate(config_lib.load(tmp_path), tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_evaluation_of_what_cannot_be_read_keeps_the_last_results(evaluated, photographs, tmp_path):
+  workdir = copy_of_run(tmp_path)
+  run_in_process(workdir, data__max_eval_images=1)
+  before = (workdir / "eval" / "test" / "summary.json").read_bytes()
+  root = tmp_path / "broken"
+  write_case(root, "whole", suffix="jpg")
+  write_case(root, "zut", suffix="jpg")
+  write_splits(root, {"whole": "test", "zut": "test"})
+  path = root / "images" / "zut.jpg"
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(InputError, match=r"zut\.jpg"):
+    run_in_process(workdir, data__source="folder", data__root=str(root))
+  assert (workdir / "eval" / "test" / "summary.json").read_bytes() == before
+
+
+class Brightness:
+  """A network of no parameters: a pixel's probability is its brightness."""
+
+  def apply(self, variables, image):
+    return image.mean(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 16])
+def test_batch_and_padding_change_no_score(photographs, batch_size):
+  def rows(batch_size):
+    config = resolved(
+      data__source="folder", data__root=str(photographs), eval__batch_size=batch_size
+    )
+    source = create_source(config.data, "test", 0)
+    return list(score_cases(create_predict(Brightness()), {}, source, config))
+
+  assert rows(batch_size) == rows(2)
+
+
+def test_a_case_does_not_see_the_others_of_its_batch(photographs):
+  """The trained network gives a case the same map whatever stands beside it in the batch."""
+  fields = {"data__source": "folder", "data__root": str(photographs)}
+  config = resolved(**fields)
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  variables, _ = restore_average(config, model, finished_run())
+  predict = create_predict(model)
+  maps = []
+  for limit in (0, 5):
+    config = resolved(**fields, data__max_eval_images=limit)
+    source = create_source(config.data, "test", 0)
+    with compiled_as_by_launch():
+      maps.append({c: probs for c, probs, _ in predict_cases(predict, variables, source, config)})
+  assert len(maps[0]) == 6 and len(maps[1]) == 5
+  for case_id, probs in maps[1].items():
+    np.testing.assert_array_equal(probs, maps[0][case_id])
+
+
+def test_threshold_is_taken_at_the_size_of_the_photograph():
+  probs = np.zeros((64, 64), np.float32)
+  probs[:, 32:] = 1
+  mask = threshold_at_size(probs, 100, 301, 0.5)
+  assert mask.shape == (100, 301) and mask.dtype == np.uint8
+  np.testing.assert_array_equal(mask, np.repeat(mask[:1], 100, axis=0))
+  assert mask[0, :150].sum() == 0 and mask[0, 151:].sum() == 150
+  ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+  fine = threshold_at_size(ramp, 64, 640, 0.3)
+  assert fine[0].sum() == pytest.approx(640 * 0.7, abs=6)
+  assert threshold_at_size(np.full((64, 64), 0.5, np.float32), 70, 80, 0.5).all()

@@ -1,0 +1,245 @@
+"""The command line as a stranger meets it: every mode, and one clear line for every mistake."""
+
+import concurrent.futures
+import functools
+import json
+
+import cv2
+import numpy as np
+import pytest
+from small_runs import (
+  ROOT,
+  arguments,
+  contents,
+  copy_of_run,
+  finished_run,
+  launch,
+  resolved,
+  scratch,
+  small_arguments,
+  write_case,
+  write_splits,
+)
+
+from medlitenet_jax import config as config_lib
+
+MODES = ("train", "evaluate", "benchmark", "describe", "preview")
+
+
+@functools.cache
+def bad_inputs():
+  """By name: the arguments, the workdir, and what the line has to name."""
+  folder = scratch() / "bad_inputs"
+  folder.mkdir()
+  new = folder / "new"
+
+  recipes = {
+    "broken": "def get_config(:\n",
+    "raising": "import nothing_of_that_name\n",
+    "other": "def something_else():\n  pass\n",
+  }
+  for name, text in recipes.items():
+    (folder / f"{name}.py").write_text(text)
+  for name in ("no_checkpoint", "corrupt", "no_fields"):
+    (folder / name).mkdir()
+  config_lib.save(resolved(), folder / "no_checkpoint")
+  (folder / "corrupt" / "config.json").write_text('{"model": {"na')
+  (folder / "no_fields" / "config.json").write_text('{"model": {"name": "medlitenet"}}')
+  finished = copy_of_run(folder)
+  photographs = folder / "photographs"
+  write_case(photographs, "a")
+  write_case(photographs, "b")
+  write_splits(photographs, {"a": "train", "b": "val"})
+  cv2.imwrite(str(photographs / "masks" / "b_segmentation.png"), np.zeros((9, 9), np.uint8))
+  occupied = folder / "occupied"
+  occupied.mkdir()
+  (occupied / "notes.txt").write_text("not a run")
+
+  evaluate = ("--mode=evaluate",)
+  folder_source = small_arguments(data__source="folder", data__root=str(folder / "nowhere"))
+  mask_source = small_arguments(data__source="folder", data__root=str(photographs))
+  return {
+    "mode": (("--mode=fly",), new, ("mode", "fly", "train", "evaluate")),
+    "flag": (("--confg=x",), new, ("confg",)),
+    "argument": (("train",), new, ("'train'", "--name=value")),
+    "field": (arguments(train__batchsize=8), new, ("batchsize", "batch_size")),
+    "group": (arguments(trian__epochs=8), new, ("trian", "train")),
+    "whole_number": (arguments(train__epochs="many"), new, ("epochs", "many")),
+    "fraction": (arguments(train__batch_size=1.5), new, ("batch_size", "1.5")),
+    "tuple": (arguments(train__image_sizes="(64,"), new, ("image_sizes",)),
+    "no_recipe": (("--config=configs/nothing.py",), new, ("configs/nothing.py",)),
+    "broken_recipe": ((f"--config={folder}/broken.py",), new, ("broken.py",)),
+    "raising_recipe": ((f"--config={folder}/raising.py",), new, ("nothing_of_that_name",)),
+    "other_recipe": ((f"--config={folder}/other.py",), new, ("get_config",)),
+    "no_data": (folder_source, new, (f"{folder}/nowhere", "config.data.root")),
+    "mask_size": (mask_source, new, ("b_segmentation.png", "b.png", "9x9")),
+    "image_size": (small_arguments(train__image_sizes="(100,)"), new, ("image_sizes", "100")),
+    "augmentation": (small_arguments(augment__elastic_grid=1), new, ("augment.elastic_grid",)),
+    "source": (small_arguments(data__source="web"), new, ("config.data.source", "web")),
+    "another_run": (
+      small_arguments(optim__learning_rate=0.25),
+      finished,
+      (str(finished), "config.optim.learning_rate", "0.25"),
+    ),
+    "another_network": (
+      small_arguments(model__mixer_layers=2),
+      finished,
+      (str(finished), "config.model.mixer_layers"),
+    ),
+    "occupied": (small_arguments(), occupied, (str(occupied), "--workdir")),
+    "under_a_file": (small_arguments(), occupied / "notes.txt" / "run", ("notes.txt",)),
+    "no_run": (evaluate, new, (str(new), "--workdir")),
+    "no_checkpoint": (evaluate, folder / "no_checkpoint", ("no_checkpoint", "train")),
+    "corrupt": (evaluate, folder / "corrupt", ("corrupt/config.json",)),
+    "corrupt_train": (small_arguments(), folder / "corrupt", ("corrupt/config.json",)),
+    "no_fields": (evaluate, folder / "no_fields", ("config.json",)),
+    "other_recipe_evaluated": (
+      (
+        *evaluate,
+        f"--config={ROOT}/configs/base.py",
+      ),
+      finished,
+      (str(finished), "--config"),
+    ),
+    "changed_network": (
+      (*evaluate, *arguments(model__mixer_layers=2)),
+      finished,
+      ("config.model.mixer_layers",),
+    ),
+    "no_threshold": (
+      (*evaluate, *arguments(eval__threshold=1.5)),
+      finished,
+      ("config.eval.threshold", "1.5"),
+    ),
+    "no_split": (
+      (*evaluate, *arguments(eval__split="dev")),
+      finished,
+      ("config.eval.split", "dev"),
+    ),
+  }
+
+
+@functools.cache
+def answers():
+  """Starts every one of those commands, two at a time: what they print, and what they change."""
+  inputs = bad_inputs()
+  before = contents(scratch() / "bad_inputs")
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    started = {
+      name: pool.submit(launch, *args, f"--workdir={workdir}")
+      for name, (args, workdir, _) in inputs.items()
+    }
+  return {name: done.result() for name, done in started.items()}, before
+
+
+NAMES = (
+  *("mode", "flag", "argument", "field", "group", "whole_number", "fraction", "tuple"),
+  *("no_recipe", "broken_recipe", "raising_recipe", "other_recipe"),
+  *("no_data", "mask_size", "image_size", "augmentation", "source"),
+  *("another_run", "another_network", "occupied", "under_a_file"),
+  *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
+  *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
+)
+
+
+def test_every_mistake_has_a_test():
+  assert sorted(bad_inputs()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mistake_is_answered_by_one_line_that_names_it(name):
+  done = answers()[0][name]
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith("launch.py: error: ")
+  assert len(done.stderr.splitlines()) == 1
+  for part in bad_inputs()[name][2]:
+    assert part in done.stderr
+
+
+def test_mistakes_create_and_change_nothing():
+  _, before = answers()
+  after = contents(scratch() / "bad_inputs")
+  assert after.keys() - before.keys() == set()
+  assert {name for name in before if after.get(name) != before[name]} == set()
+
+
+def test_help_needs_no_jax(tmp_path):
+  for name in ("jax", "flax", "grain", "orbax", "cv2", "medlitenet_jax"):
+    (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+  for flag in ("--help", "-h"):
+    done = launch(flag, timeout=60, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert all(mode in done.stdout for mode in MODES)
+    assert "--workdir" in done.stdout and "--config" in done.stdout
+    assert not done.stderr
+
+
+def test_mistyped_flag_needs_no_jax(tmp_path):
+  (tmp_path / "jax.py").write_text("raise RuntimeError('jax was imported')\n")
+  done = launch("--mode=fly", timeout=60, PYTHONPATH=str(tmp_path))
+  assert done.returncode == 2 and "was imported" not in done.stderr
+
+
+def test_train_says_what_it_runs_on():
+  """The finished run was made by this mode; a second start says where it stands."""
+  workdir = finished_run()
+  assert (workdir / "config.json").exists() and (workdir / "checkpoints").is_dir()
+  config = json.loads((workdir / "config.json").read_text())
+  assert config["precision"] == "float32" and config["eval"]["image_size"] == 96
+
+
+def test_evaluate_takes_split_and_size_and_leaves_the_rest_of_the_run_alone(tmp_path):
+  workdir = copy_of_run(tmp_path)
+  before = contents(workdir)
+  done = launch(
+    "--mode=evaluate", f"--workdir={workdir}", *arguments(eval__split="val", eval__image_size=64)
+  )
+  assert done.returncode == 0, done.stderr
+  assert "dice" in done.stdout and str(workdir / "eval" / "val") in done.stdout + done.stderr
+  summary = json.loads((workdir / "eval" / "val" / "summary.json").read_text())
+  assert summary["cases"] == 3 and summary["protocol"]["network_size"] == 64
+  after = contents(workdir)
+  assert {name: after[name] for name in before} == before
+  assert all(name.split("/")[0] == "eval" for name in after.keys() - before.keys())
+
+
+def test_describe_prints_the_parts_and_draws_them(tmp_path):
+  done = launch("--mode=describe", f"--output={tmp_path}", *small_arguments())
+  assert done.returncode == 0, done.stderr
+  assert "encoder/stage4" in done.stdout and "total" in done.stdout
+  assert cv2.imread(str(tmp_path / "architecture.png")) is not None
+
+
+def test_preview_draws_the_augmentations(tmp_path):
+  done = launch("--mode=preview", f"--output={tmp_path}", *small_arguments())
+  assert done.returncode == 0, done.stderr
+  assert cv2.imread(str(tmp_path / "augmentations.png")) is not None
+
+
+def test_benchmark_writes_and_prints_a_table(tmp_path):
+  """Without the timing itself, for which all would have to be compiled in both forms."""
+  patch = (
+    "from medlitenet_jax import benchmark\n"
+    "benchmark.time_interleaved = lambda calls, *_, **__: dict.fromkeys(calls, 0.5)\n"
+  )
+  fields = small_arguments(train__image_sizes="(64,)", train__batch_size=2)
+  done = launch("--mode=benchmark", f"--output={tmp_path}", *fields, patch=patch)
+  assert done.returncode == 0, done.stderr
+  rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+  assert [(row["task"], row["images_per_second"]) for row in rows] == [("forward", 2), ("train", 4)]
+  assert "forward" in done.stdout and str(tmp_path) in done.stdout
+
+
+def test_photograph_found_broken_while_training_is_named_without_a_traceback(tmp_path):
+  root = tmp_path / "photographs"
+  for number in range(4):
+    write_case(root, f"case_{number}", number, suffix="jpg")
+  write_splits(root, {f"case_{n}": "train" if n < 3 else "val" for n in range(4)})
+  path = root / "images" / "case_1.jpg"
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  fields = small_arguments(data__source="folder", data__root=str(root))
+  done = launch(*fields, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2, done.stderr
+  assert "Traceback" not in done.stderr
+  last = done.stderr.rstrip().splitlines()[-1]
+  assert "launch.py: error: " in last and str(path) in last
