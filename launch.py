@@ -125,7 +125,7 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   recipe_named = parse_flags()
   use_huge_pages()
-  logging.basicConfig(format="%(message)s")
+  logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.ERROR)
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

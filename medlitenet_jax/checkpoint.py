@@ -116,8 +116,9 @@ class Checkpoints:
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
     found = self._restore(step, ocp.args.Composite(state=args))
-    # A partial restore passes over what the checkpoint does not have.
-    if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, wanted):
+    # A partial restore passes over what the checkpoint does not have, leaving its shape there.
+    arrays = all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
+    if not arrays or jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, wanted):
       raise InputError(f"{self._manager.directory}/{step}: holds another network than config.json")
     return {"params": found["ema_params"], "batch_stats": found["ema_batch_stats"]}
 

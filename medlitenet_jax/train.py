@@ -211,11 +211,13 @@ def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source
   Raises:
     InputError: if the folder holds another run, or files but no run.
   """
-  cases = {split: split_hash(source.case_ids) for split, source in sources.items()}
+  hashes = {split: split_hash(source.case_ids) for split, source in sources.items()}
+  text = json.dumps(hashes) + "\n"
   if not workdir.is_dir() and workdir.exists():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
-  if any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
-    changed = config_lib.differences(config_lib.load(workdir), config)
+  saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
+  if saved is not None and any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
+    changed = config_lib.differences(saved, config)
     if changed:
       field, (old, new) = min(changed.items())
       more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
@@ -223,16 +225,16 @@ def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source
         f"{workdir}: holds a run with config.{field}={old!r}, not {new!r}{more}; resume it with "
         "its own configuration or choose another --workdir"
       )
-    if json.loads((workdir / CASES_FILE).read_text()) != cases:
+    if (workdir / CASES_FILE).read_text() != text:
       raise InputError(
-        f"{workdir}: was trained on other cases than {config.data.root} holds now; restore them or "
-        "choose another --workdir"
+        f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} is "
+        "damaged; restore them or choose another --workdir"
       )
-  elif workdir.is_dir() and any(workdir.iterdir()) and not (workdir / CASES_FILE).exists():
+  elif saved is None and workdir.is_dir() and any(workdir.iterdir()):
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
-  report.replace_file(workdir / CASES_FILE, json.dumps(cases) + "\n")
   config_lib.save(config, workdir)
+  report.replace_file(workdir / CASES_FILE, text)
 
 
 class _Meter:

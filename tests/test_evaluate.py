@@ -198,6 +198,14 @@ def test_other_split_and_limit_leave_the_first_results_alone(evaluated):
   assert len(list(masks.iterdir())) == 1  # none is left over from the evaluation before
 
 
+def test_evaluation_gives_the_scores_that_training_selected_by(tmp_path):
+  """The same averaged network on the same split: nothing else was validated than is evaluated."""
+  summary = run_in_process(copy_of_run(tmp_path), eval__split="val")
+  validation = summary["protocol"]["checkpoint"]["validation"]
+  for name in SCORES:
+    assert summary[name]["mean"] == pytest.approx(validation[name], abs=1e-9)
+
+
 def test_evaluation_without_a_checkpoint_changes_nothing(tmp_path):
   config_lib.save(resolved(), tmp_path)
   with pytest.raises(InputError, match="no checkpoint"):
