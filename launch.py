@@ -3,6 +3,7 @@
 Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
 """
 
+import ast
 import logging
 import os
 import sys
@@ -56,8 +57,15 @@ def parse_flags() -> bool:
     sys.argv.insert(1, f"--config={BASE_RECIPE}")
   try:
     rest = flags.FLAGS(sys.argv)[1:]
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+      refuse(f"--config={path}: no such file; recipes lie in {BASE_RECIPE.parent.name}/")
     CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
-  except Exception as error:  # any mistake in a flag, or in the user's file, ends here
+  except (AttributeError, KeyError) as error:
+    reason = str(error.args[0] if error.args else error)
+    quoted = reason[:1] in ("'", '"')  # as the library's own error within an error is
+    refuse(f"no such config field: {ast.literal_eval(reason) if quoted else reason}")
+  except Exception as error:  # any other mistake in a flag, or in the user's file, ends here
     refuse(str(error) or type(error).__name__)
   if rest:
     refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")

@@ -2,11 +2,10 @@
 
 import contextlib
 import functools
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +18,20 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax import config as config_lib
 from medlitenet_jax import metrics, optim, report
-from medlitenet_jax.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.pipeline import train_batches
-from medlitenet_jax.data.sources import Source, create_source, split_hash
-from medlitenet_jax.errors import InputError
+from medlitenet_jax.data.sources import Source, create_source
 from medlitenet_jax.evaluate import create_predict, score_cases
 from medlitenet_jax.figures import draw_curves
 from medlitenet_jax.losses import segmentation_loss
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+from medlitenet_jax.workdir import open_workdir
 
 logger = logging.getLogger(__name__)
-
-
-CASES_FILE = "cases.json"  # hash of each split that the run reads
 
 
 class Plan(NamedTuple):
@@ -196,45 +191,6 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )
-
-
-def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source]) -> None:
-  """Makes the folder of a new run, or checks that the run in it is the one that is asked for.
-
-  Until its first checkpoint a run has nothing to lose, and its configuration is replaced.
-
-  Args:
-    config: resolved.
-    workdir: the folder.
-    sources: of the splits that training reads; their cases are part of what a run is.
-
-  Raises:
-    InputError: if the folder holds another run, or files but no run.
-  """
-  hashes = {split: split_hash(source.case_ids) for split, source in sources.items()}
-  text = json.dumps(hashes) + "\n"
-  if not workdir.is_dir() and workdir.exists():
-    raise InputError(f"{workdir}: is a file; choose another --workdir")
-  saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
-  if saved is not None and any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
-    changed = config_lib.differences(saved, config)
-    if changed:
-      field, (old, new) = min(changed.items())
-      more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
-      raise InputError(
-        f"{workdir}: holds a run with config.{field}={old!r}, not {new!r}{more}; resume it with "
-        "its own configuration or choose another --workdir"
-      )
-    if (workdir / CASES_FILE).read_text() != text:
-      raise InputError(
-        f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} is "
-        "damaged; restore them or choose another --workdir"
-      )
-  elif saved is None and workdir.is_dir() and any(workdir.iterdir()):
-    raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
-  workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.save(config, workdir)
-  report.replace_file(workdir / CASES_FILE, text)
 
 
 class _Meter:
