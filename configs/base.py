@@ -119,6 +119,8 @@ def get_config() -> ConfigDict:
   # Test-time augmentation: none, six (identity, two flips, three quarter turns). Validation in
   # training goes without.
   config.eval.tta = "none"
+  # Clean-up of the mask, in this order: any of fill_holes, keep_largest, drop_specks.
+  config.eval.postprocess = ()
   config.eval.checkpoint = "best"  # best (by validation Dice), latest
 
   config.profile = ConfigDict()

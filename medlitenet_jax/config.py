@@ -11,6 +11,7 @@ from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
+from medlitenet_jax.postprocess import STEPS
 from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import DTYPES
 
@@ -107,6 +108,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
   "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
+  f"takes any of {', '.join(STEPS)}": [("eval.postprocess", lambda v: set(v) <= set(STEPS))],
   "takes one of best, latest": [("eval.checkpoint", lambda v: v in ("best", "latest"))],
   f"takes one of auto, {', '.join(DTYPES)}": [("precision", lambda v: v in DTYPES)],
 }

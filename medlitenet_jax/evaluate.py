@@ -24,6 +24,7 @@ from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, spli
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_grid
 from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.postprocess import postprocess
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES
 from medlitenet_jax.tta import six_fold
@@ -124,6 +125,7 @@ def score_cases(
   for case_id, probs, truth in predict_cases(predict, variables, source, config):
     height, width = truth.shape
     prediction = threshold_at_size(probs, height, width, config.eval.threshold)
+    prediction = postprocess(prediction, config.eval.postprocess)
     if masks is not None:
       write_mask(masks / f"{case_id}{MASK_SUFFIX}.png", prediction)
     counts = metrics.confusion_of_masks(prediction, truth)
@@ -217,7 +219,7 @@ def _protocol(config: ConfigDict, source: Source, origin: dict[str, Any]) -> dic
     "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
     "test_time_augmentation": config.eval.tta,
-    "postprocessing": "none",
+    "postprocessing": list(config.eval.postprocess),
     "model": config.model.name,
     "variant": config.model.variant,
     "precision": config.precision,
