@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
   config.data.root = "data/isic2018"  # folder: holds images/, masks/ and, optionally, splits.csv
   config.data.max_train_images = 0  # 0: all
   config.data.max_eval_images = 0  # 0: all
-  config.data.num_threads = 4  # reader threads; the order of cases does not depend on it
+  config.data.num_threads = 0  # that read; 0: one a core. The order of cases is the same for any
   config.data.prefetch_batches = 4
   config.data.synthetic = ConfigDict()  # drawn from (seed, index) alone
   config.data.synthetic.num_train = 512  # images

@@ -1,6 +1,7 @@
 """What a run's configuration means: resolved for the platform, checked, saved and compared."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   for field, value in resolve_model(config.model.to_dict()).items():
     config.model[field] = value
+  if not config.data.num_threads:
+    config.data.num_threads = os.cpu_count() or 1
   _check_sizes("train.image_sizes", config.train.image_sizes)
   if not config.eval.image_size:
     config.eval.image_size = config.train.image_sizes[-1]

@@ -82,7 +82,7 @@ def test_a_field_given_wins_over_the_variant():
 BAD_VALUES = {
   "seed": -1,
   "precision": "float64",
-  "data__num_threads": 0,
+  "data__num_threads": -1,
   "data__prefetch_batches": 0,
   "data__max_train_images": -1,
   "data__max_eval_images": -5,
