@@ -3,7 +3,6 @@
 Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
 """
 
-import ast
 import logging
 import os
 import sys
@@ -62,9 +61,9 @@ def parse_flags() -> bool:
       refuse(f"--config={path}: no such file; recipes lie in {BASE_RECIPE.parent.name}/")
     CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
   except (AttributeError, KeyError) as error:
-    reason = str(error.args[0] if error.args else error)
-    quoted = reason[:1] in ("'", '"')  # as the library's own error within an error is
-    refuse(f"no such config field: {ast.literal_eval(reason) if quoted else reason}")
+    # The library's message comes quoted once or twice over.
+    reason = str(error.args[0] if error.args else error).replace("\\n", " ")
+    refuse("no such config field: " + reason.replace("\\", "").replace("'", ""))
   except Exception as error:  # any other mistake in a flag, or in the user's file, ends here
     refuse(str(error) or type(error).__name__)
   if rest:
