@@ -5,6 +5,7 @@ Flags are read before JAX is imported, so that `--help` and a mistyped flag answ
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from ml_collections import config_flags
 ROOT = Path(__file__).resolve().parent
 MODES = {
   "train": "train, or go on where an earlier call stopped",
-  "evaluate": "score the best checkpoint of --workdir on config.eval.split",
+  "evaluate": "score the best checkpoint of --workdir, or an ensemble, on config.eval.split",
+  "predict": "outline the lesions in the photographs of --input, into --output",
+  "compare": "set the evaluations in the folders of --input side by side",
   "benchmark": "time the network and its training step against the plain form",
   "describe": "table and picture of the network's parts",
   "preview": "sheet of the augmentations beside their originals",
@@ -30,6 +33,12 @@ MODE = flags.DEFINE_enum(
   "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME_OF_CONFIG.")
+INPUT = flags.DEFINE_multi_string(
+  "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
+)
+MM_PER_PIXEL = flags.DEFINE_float(
+  "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
+)
 OUTPUT = flags.DEFINE_string(
   "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
 )
@@ -87,29 +96,32 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
 
-  from medlitenet_jax import config as config_lib
+  from medlitenet_jax.errors import InputError
 
   cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlitenet_jax"
   jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-  device = jax.devices()[0]
-  recipe = CONFIG.value
-  if mode == "evaluate":
-    from medlitenet_jax.evaluate import evaluate
+  inputs = [Path(name) for name in INPUT.value or ()]
+  if mode in ("predict", "compare") and not inputs:
+    raise InputError(f"--mode={mode} needs --input")
+  if mode == "compare":
+    from medlitenet_jax.compare import compare
 
-    saved = config_lib.load(workdir)
-    if recipe_named:
-      config_lib.refuse_other_network(workdir, saved, config_lib.resolve(recipe, device.platform))
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    config = config_lib.for_evaluation(saved, overrides, device.platform)
-  else:
-    config = config_lib.resolve(recipe, device.platform)
+    compare(inputs, output)
+    return
+  config = read_config(mode, workdir, recipe_named, jax.default_backend())
   logging.getLogger("medlitenet_jax").info(
     "%s: %s %s, %s, %d x %s",
     *(mode, config.model.name, config.model.variant, config.precision),
-    *(jax.device_count(), device.device_kind),
+    *(jax.device_count(), jax.devices()[0].device_kind),
   )
   if mode == "evaluate":
-    evaluate(config, workdir)
+    from medlitenet_jax.evaluate import evaluate
+
+    evaluate(config, workdir, " ".join(["python", *map(shlex.quote, sys.orig_argv[1:])]))
+  elif mode == "predict":
+    from medlitenet_jax.predict import predict
+
+    predict(config, workdir, inputs, output, MM_PER_PIXEL.value)
   elif mode == "benchmark":
     from medlitenet_jax.benchmark import benchmark
 
@@ -126,6 +138,20 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     from medlitenet_jax.train import train
 
     train(config, workdir)
+
+
+def read_config(mode: str, workdir: Path, recipe_named: bool, platform: str):
+  """Resolves the recipe, or what a trained network's folder says in its place."""
+  from medlitenet_jax import config as config_lib
+
+  recipe = CONFIG.value
+  if mode not in ("evaluate", "predict") or (recipe_named and recipe.ensemble.members):
+    return config_lib.resolve(recipe, platform)
+  saved = config_lib.load(workdir)
+  if recipe_named:
+    config_lib.refuse_other_network(workdir, saved, config_lib.resolve(recipe, platform))
+  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+  return config_lib.for_evaluation(saved, overrides, platform, recipe)
 
 
 def main() -> None:

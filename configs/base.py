@@ -113,15 +113,24 @@ def get_config() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.split = "test"  # train, val, test
-  config.eval.image_size = 0  # pixels the network sees; 0: the last of train.image_sizes
+  # Pixels the network sees; 0: the last of train.image_sizes, of each member in an ensemble.
+  config.eval.image_size = 0
   config.eval.batch_size = 16
-  config.eval.threshold = 0.5
+  config.eval.threshold = 0.5  # 0: the one with the highest mean Dice on val
+  # Pixels down to this probability join a region that reaches the threshold; 0: none do.
+  config.eval.hysteresis_low = 0.0
   # Test-time augmentation: none, six (identity, two flips, three quarter turns). Validation in
   # training goes without.
   config.eval.tta = "none"
   # Clean-up of the mask, in this order: any of fill_holes, keep_largest, drop_specks.
   config.eval.postprocess = ()
+  config.eval.review_below = 0.85  # cases whose expected Dice is lower are listed for a person
   config.eval.checkpoint = "best"  # best (by validation Dice), latest
+
+  # Folders of the runs that are averaged, weighted by validation Dice (configs/ensemble.py); none:
+  # the run in --workdir alone.
+  config.ensemble = ConfigDict()
+  config.ensemble.members = ()
 
   config.profile = ConfigDict()
   config.profile.start_step = 0

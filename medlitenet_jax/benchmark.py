@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import report
-from medlitenet_jax.evaluate import create_predict
+from medlitenet_jax.inference import create_predict
 from medlitenet_jax.models.ops import FORMS
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.state import DTYPES, create_state
@@ -112,7 +112,7 @@ def _calls(config: ConfigDict, size: int, form: str) -> dict[str, Callable[[], A
   model = create_model({**config.model.to_dict(), "form": form}, DTYPES[config.precision])
   tx, _ = create_run_optimizer(config.optim, total_steps=1000)
   state = create_state(model, tx, config.seed, config.precision)
-  step, predict = create_train_step(config, model, tx), create_predict(model)
+  step, predict = create_train_step(config, model, tx), create_predict([(model, size)])
   rng = np.random.default_rng(config.seed)
   batch = config.train.batch_size
   image = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -125,6 +125,6 @@ def _calls(config: ConfigDict, size: int, form: str) -> dict[str, Callable[[], A
     return figures
 
   return {
-    f"forward {size} {form}": lambda: predict(variables, image[:1]),
+    f"forward {size} {form}": lambda: predict([variables], {size: image[:1]}),
     f"train {size} {form}": train,
   }

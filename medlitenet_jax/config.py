@@ -1,5 +1,6 @@
 """What a run's configuration means: resolved for the platform, checked, saved and compared."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,11 @@ CONFIG_FILE = "config.json"
 # which checkpoint is best. That data.root still holds the same cases is checked apart.
 FREE_FIELDS = (
   *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
-  *("eval.batch_size", "eval.tta", "train.log_every_steps", "profile."),
+  *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
+  *("eval.review_below", "train.log_every_steps", "profile."),
 )
 # Fields that an evaluation may set anew.
-EVALUATION_FIELDS = ("data.", "eval.", "precision", "model.form")
+EVALUATION_FIELDS = ("data.", "eval.", "ensemble.", "precision", "model.form")
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
@@ -49,9 +51,10 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   if not config.data.num_threads:
     config.data.num_threads = os.cpu_count() or 1
   _check_sizes("train.image_sizes", config.train.image_sizes)
-  if not config.eval.image_size:
+  if not config.eval.image_size and not config.ensemble.members:  # each member has its own
     config.eval.image_size = config.train.image_sizes[-1]
-  _check_sizes("eval.image_size", (config.eval.image_size,))
+  if config.eval.image_size:
+    _check_sizes("eval.image_size", (config.eval.image_size,))
   _check(config)
   try:
     AugmentPolicy(**config.augment)
@@ -107,7 +110,10 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     for field in ("optim.learning_rate", "optim.clip_norm", "loss.dice_epsilon")
   ],
   "takes 32 pixels or more": [("data.synthetic.image_size", lambda v: v >= 32)],
-  "takes a number between 0 and 1": [("eval.threshold", lambda v: 0 < v < 1)],
+  "takes a number between 0 and 1, or 0": [
+    (field, lambda v: 0 <= v < 1) for field in ("eval.threshold", "eval.hysteresis_low")
+  ],
+  "takes a number from 0 to 1": [("eval.review_below", lambda v: 0 <= v <= 1)],
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
   "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
@@ -124,6 +130,11 @@ def _check(config: ConfigDict) -> None:
     for field, holds in rules:
       if not holds(values[field]):
         raise InputError(f"config.{field} {takes}, not {values[field]!r}")
+  if config.eval.threshold and config.eval.hysteresis_low >= config.eval.threshold:
+    raise InputError(
+      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under "
+      f"config.eval.threshold, which is {config.eval.threshold!r}"
+    )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")
 
@@ -171,13 +182,16 @@ def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) ->
 _UNBUILT = ("model.form", "model.dropout")  # neither changes a network that is evaluated
 
 
-def for_evaluation(saved: ConfigDict, overrides: Mapping[str, Any], platform: str) -> ConfigDict:
+def for_evaluation(
+  saved: ConfigDict, overrides: Mapping[str, Any], platform: str, recipe: ConfigDict
+) -> ConfigDict:
   """The configuration that a workdir's network is evaluated with.
 
   Args:
     saved: of the workdir.
     overrides: fields given on the command line, by dotted name.
     platform: as in `resolve`.
+    recipe: gives the fields of evaluation that did not exist when the workdir was made.
 
   Returns:
     `saved` with those of the overrides that leave the network as it was trained; locked.
@@ -185,8 +199,15 @@ def for_evaluation(saved: ConfigDict, overrides: Mapping[str, Any], platform: st
   Raises:
     InputError: if an override would make another network, or its value cannot be used.
   """
-  config = saved.copy_and_resolve_references()
   known = dict(flatten(saved))
+  tree = saved.to_dict()
+  for field, value in flatten(recipe):
+    if field not in known and field.startswith(EVALUATION_FIELDS):
+      *sections, name = field.split(".")
+      functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)[name] = (
+        value
+      )
+  config = ConfigDict(tree).lock()
   with config.unlocked():
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):

@@ -1,245 +1,206 @@
-"""Evaluation: the averaged network's masks at the photograph's own size, scored case by case."""
+"""Evaluation: masks at the photograph's own size, scored case by case under a stated protocol."""
 
-import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax import config as config_lib
 from medlitenet_jax import metrics, report
-from medlitenet_jax.checkpoint import Checkpoints
-from medlitenet_jax.data.image_files import read_mask, write_mask
-from medlitenet_jax.data.pipeline import eval_batches
+from medlitenet_jax.data.image_files import read_grey, read_mask, write_grey, write_mask
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.figures import draw_grid
-from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.postprocess import postprocess
-from medlitenet_jax.preprocess import normalize
-from medlitenet_jax.state import DTYPES
-from medlitenet_jax.tta import six_fold
+from medlitenet_jax.evaluation_page import PageCase, write_page
+from medlitenet_jax.figures import draw_failures, draw_grid
+from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
+from medlitenet_jax.scoring import CaseScore, score_case, summarise_scores
+from medlitenet_jax.statistics import Calibration
+from medlitenet_jax.threshold import choose_threshold
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_FILE, CASES_FILE = "summary.json", "cases.csv"
+MASK_FOLDER, UNCERTAINTY_FOLDER = "masks", "uncertainty"
 GRID_ROWS = 8
+PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
 
 
-def create_predict(model: nn.Module, tta: str = "none") -> Callable[[Any, Any], jax.Array]:
-  """Compiles the network for evaluation.
-
-  Args:
-    model: maps normalised images to logits.
-    tta: test-time augmentation, "none" or "six".
-
-  Returns:
-    (variables, [B, S, S, 3] uint8 image) to [B, S, S] float32 probabilities.
-  """
-
-  @jax.jit
-  def predict(variables, image):
-    def probs(image):
-      logits: Any = model.apply(variables, normalize(image))
-      return nn.sigmoid(logits[..., 0])
-
-    return six_fold(probs, image) if tta == "six" else probs(image)
-
-  return predict
-
-
-def threshold_at_size(probs: np.ndarray, height: int, width: int, threshold: float) -> np.ndarray:
-  """Makes a mask of a photograph's own size from the network's probabilities.
+def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
+  """Scores a run's checkpoint, or an ensemble of runs, on a split.
 
   Args:
-    probs: [S, S] float32.
-    height: of the photograph, in pixels.
-    width: of the photograph, in pixels.
-    threshold: probability at or above which a pixel is lesion.
-
-  Returns:
-    [height, width] uint8, 0 or 1; the probabilities are resized, not the mask.
-  """
-  resized = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
-  return (resized >= threshold).astype(np.uint8)
-
-
-def predict_cases(
-  predict: Callable, variables, source: Source, config: ConfigDict
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-  """Runs the network over a source, one batch ahead of what is given out.
-
-  Args:
-    predict: of `create_predict`.
-    variables: of the network.
-    source: the cases.
-    config: resolved; `eval` and `data` are used.
-
-  Yields:
-    (case_id, [S, S] float32 probabilities, [H, W] uint8 truth), each case once, in order.
-  """
-  batches = eval_batches(
-    source,
-    batch_size=config.eval.batch_size,
-    image_size=config.eval.image_size,
-    num_threads=config.data.num_threads,
-    prefetch_batches=config.data.prefetch_batches,
-  )
-  running = None
-  for batch in batches:
-    previous, running = running, (predict(variables, batch.image), batch)
-    if previous is not None:
-      yield from _cases_of(*previous)
-  if running is not None:
-    yield from _cases_of(*running)
-
-
-def _cases_of(probs, batch):
-  # Rows that only fill the batch have no case, so zip leaves them out.
-  return zip(batch.case_ids, np.asarray(probs), batch.masks, strict=False)
-
-
-def score_cases(
-  predict: Callable, variables, source: Source, config: ConfigDict, masks: Path | None = None
-) -> Iterator[dict[str, Any]]:
-  """Scores a network on a source, per case, at each photograph's own size.
-
-  Args:
-    predict: of `create_predict`.
-    variables: of the network.
-    source: the cases.
-    config: resolved; `eval` and `data` are used.
-    masks: folder that receives the predicted masks, or None.
-
-  Yields:
-    A row a case: its id, its scores, its counts and its size in pixels.
-  """
-  for case_id, probs, truth in predict_cases(predict, variables, source, config):
-    height, width = truth.shape
-    prediction = threshold_at_size(probs, height, width, config.eval.threshold)
-    prediction = postprocess(prediction, config.eval.postprocess)
-    if masks is not None:
-      write_mask(masks / f"{case_id}{MASK_SUFFIX}.png", prediction)
-    counts = metrics.confusion_of_masks(prediction, truth)
-    scores = {name: float(score) for name, score in metrics.scores_from_counts(counts).items()}
-    pixels = {name: int(count) for name, count in counts._asdict().items()}
-    yield {"case_id": case_id, **scores, **pixels, "height": height, "width": width}
-
-
-def restore_average(
-  config: ConfigDict, model: nn.Module, workdir: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads the averaged network of the checkpoint that `config.eval.checkpoint` names.
-
-  Args:
-    config: of the run, as its workdir has it.
-    model: that it describes.
-    workdir: folder of the run.
-
-  Returns:
-    variables: of the network.
-    origin: the checkpoint's step, how it was selected and its validation scores.
-
-  Raises:
-    InputError: if there is no checkpoint or it is of another network.
-  """
-  which = config.eval.checkpoint
-  with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-    step = checkpoints.best_step if which == "best" else checkpoints.latest_step
-    if step is None:
-      raise InputError(f"{workdir}: no checkpoint in it yet; train first")
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    origin = {
-      "step": step,
-      "selected_by": "highest validation Dice" if which == "best" else "newest",
-      "validation": checkpoints.metrics(step),
-    }
-    return checkpoints.restore_ema(step, shapes), origin
-
-
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-  """Scores a run's checkpoint on a split and writes masks, tables and pictures.
-
-  Args:
-    config: of the run, as its workdir has it, with the evaluation's own fields as wanted.
-    workdir: folder of the run; `eval/SPLIT/` in it is replaced once everything is written.
+    config: resolved; of the run as its workdir has it, with the evaluation's own fields as wanted,
+      or of an ensemble.
+    workdir: folder of the run or ensemble; `eval/SPLIT/` in it receives masks, tables, pictures
+      and `report.html`, and is replaced once everything is written.
+    command: that asked for it, for the protocol.
 
   Returns:
     The summary, as `summary.json` holds it.
 
   Raises:
-    InputError: if the checkpoint or the data cannot be used.
+    InputError: if the checkpoint or the data cannot be used, or if the members of an ensemble were
+      trained on or selected by a case that is scored.
   """
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
-  model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  variables, origin = restore_average(config, model, workdir)
-  predict = create_predict(model, config.eval.tta)
+  networks = load_networks(config, workdir)
+  seen = _seen_cases(networks, source.case_ids, split)
+  predict = compile_networks(networks, config.eval.tta)
+  threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   shutil.rmtree(folder, ignore_errors=True)
-  (folder / "masks").mkdir(parents=True)
-  scored = score_cases(predict, variables, source, config, folder / "masks")
-  rows = list(tqdm(scored, total=len(source), unit="case", dynamic_ncols=True))
+  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER):
+    (folder / name).mkdir(parents=True)
+  calibration = Calibration()
+  rows, stages = [], []
+  sizes = [network.image_size for network in networks]
+  cases = predict_cases(predict, source, sizes, config)
+  for case, probs, disagreement in tqdm(
+    cases, total=len(source), unit="case", desc="evaluate", dynamic_ncols=True
+  ):
+    scored = score_case(case, probs, disagreement, config.eval, threshold, calibration)
+    _write_case(folder, scored)
+    rows.append(scored.row)
+    stages.append(scored.stages)
+
   summary = {
-    **metrics.summarise(rows),
-    "cases": len(rows),
-    "protocol": _protocol(config, source, origin),
+    **summarise_scores(rows, stages, calibration, max(sizes), config.eval.review_below),
+    "protocol": _protocol(config, source, networks, seen, threshold, command),
   }
-  report.write_csv(folder / "cases.csv", rows)
-  draw_grid(_grid_cases(rows, source, folder / "masks"), folder / "figures" / "grid.png")
-  (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  report.write_csv(folder / CASES_FILE, rows)
+  _draw(folder, summary, rows, source, report.read_metrics(workdir))
+  report.replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+  config_lib.save(config, folder)
+  if config.ensemble.members:
+    config_lib.save(config, workdir)
   shutil.rmtree(final, ignore_errors=True)
   folder.rename(final)
 
   print(report.table(*_summary_table(summary)))
-  logger.info("Scored %d cases of %s; masks, table and pictures: %s", len(rows), split, final)
+  logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
   return summary
 
 
-def _protocol(config: ConfigDict, source: Source, origin: dict[str, Any]) -> dict[str, Any]:
+def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:
+  """Counts the cases that a network has seen; an ensemble that has seen any is refused."""
+  scored = set(case_ids)
+  seen = {
+    use: len(scored & {case_id for network in networks for case_id in network.seen[name]})
+    for use, name in (("cases_trained_on", "train"), ("cases_selected_by", "val"))
+  }
+  for use, count in seen.items():
+    if count and len(networks) > 1:
+      raise InputError(
+        f"config.eval.split={split}: the members of the ensemble were {use.split('_', 1)[1]} "
+        f"{count} of its {len(scored)} cases, so its scores would say nothing; choose another split"
+      )
+    if count:
+      logger.warning(
+        "The network was %s %d of the %d cases that are scored.",
+        *(use.split("_", 1)[1].replace("_", " "), count, len(scored)),
+      )
+  return seen
+
+
+def _write_case(folder: Path, scored: CaseScore) -> None:
+  case_id = scored.row["case_id"]
+  write_mask(folder / MASK_FOLDER / f"{case_id}{MASK_SUFFIX}.png", scored.prediction)
+  write_grey(folder / UNCERTAINTY_FOLDER / f"{case_id}.png", scored.entropy)
+
+
+def _protocol(
+  config: ConfigDict,
+  source: Source,
+  networks: Sequence[Network],
+  seen: Mapping[str, int],
+  threshold: float,
+  command: str,
+) -> dict[str, Any]:
   """How the scores came about: what two numbers must share to be compared."""
+  members = [{**network.origin, "weight": float(network.weight)} for network in networks]
+  single = members[0] if len(members) == 1 else None
   return {
     "split": config.eval.split,
     "split_hash": split_hash(source.case_ids),
     "data_source": config.data.source,
     "scored_at": "each photograph's own size",
     "aggregation": "per image, then mean and standard deviation over images",
-    "network_size": config.eval.image_size,
-    "threshold": config.eval.threshold,
+    "interval": "95 % percentile bootstrap over images",
+    "threshold": threshold,
+    "threshold_chosen_on": None if config.eval.threshold else "val, by mean Dice",
+    "hysteresis_low": config.eval.hysteresis_low,
+    "postprocessing": list(config.eval.postprocess),
+    "test_time_augmentation": config.eval.tta,
+    "network_size": max(network.image_size for network in networks),
     "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
-    "test_time_augmentation": config.eval.tta,
-    "postprocessing": list(config.eval.postprocess),
-    "model": config.model.name,
-    "variant": config.model.variant,
     "precision": config.precision,
+    "model": single["model"] if single else "ensemble",
+    "variant": single["variant"] if single else ", ".join(m["variant"] for m in members),
     "weights": "exponential moving average",
-    "checkpoint": origin,
+    **seen,
+    "command": command,
+    **({"checkpoint": single} if single else {"members": members}),
   }
 
 
 def _summary_table(summary):
+  columns = {**{name: summary[name] for name in metrics.SCORES}, **summary["boundary"]}
+
+  def number(value):
+    return "-" if value is None else f"{value:.4f}"
+
   rows = [
-    (name, f"{summary[name]['mean']:.4f}", f"{summary[name]['std']:.4f}") for name in metrics.SCORES
+    (
+      name,
+      number(score["mean"]),
+      number(score["std"]),
+      " to ".join(map(number, score["ci95"])) if score["ci95"] else "-",
+    )
+    for name, score in columns.items()
   ]
-  return ("score", "mean", "std"), rows
+  return ("score", "mean", "std", "95 % interval of the mean"), rows
 
 
-def _grid_cases(rows, source: Source, masks: Path):
-  """Cases from the best to the worst Dice in equal steps, with photograph, truth and prediction."""
-  order = sorted(range(len(rows)), key=lambda i: -rows[i]["dice"])
-  chosen = np.unique(np.linspace(0, len(order) - 1, min(GRID_ROWS, len(order))).round().astype(int))
-  for place in chosen:
-    case = source[order[place]]
-    prediction = read_mask(masks / f"{case.case_id}{MASK_SUFFIX}.png")
-    yield case.case_id, case.image, case.mask, prediction, rows[order[place]]["dice"]
+def _draw(folder: Path, summary, rows, source: Source, curves) -> None:
+  """Draws the pictures of an evaluation and its page."""
+  place = {row["case_id"]: i for i, row in enumerate(rows)}
+
+  def page_case(row) -> PageCase:
+    case = source[place[row["case_id"]]]
+    prediction = read_mask(folder / MASK_FOLDER / f"{case.case_id}{MASK_SUFFIX}.png")
+    entropy = read_grey(folder / UNCERTAINTY_FOLDER / f"{case.case_id}.png")
+    return PageCase(row, case.image, case.mask, prediction, entropy)
+
+  ranked = sorted(rows, key=lambda row: -row["dice"])
+  spread = np.linspace(0, len(ranked) - 1, min(GRID_ROWS, len(ranked))).round().astype(int)
+  draw_grid([page_case(ranked[i]) for i in np.unique(spread)], folder / "figures" / "grid.png")
+  failures = [page_case(row) for row in _boundary_failures(rows)]
+  draw_failures(failures, folder / "figures" / "failures.png")
+
+  middle = max(0, len(ranked) // 2 - PAGE_CASES["Median"] // 2)
+  chosen = {
+    "Best": ranked[: PAGE_CASES["Best"]],
+    "Median": ranked[middle : middle + PAGE_CASES["Median"]],
+    "Worst": ranked[::-1][: PAGE_CASES["Worst"]],
+    "To be looked at": [rows[place[case_id]] for case_id in summary["confidence"]["review"]],
+  }
+  groups = {
+    title: [page_case(row) for row in cases[: PAGE_CASES[title]]] for title, cases in chosen.items()
+  }
+  write_page(folder / "report.html", summary, rows, groups, curves)
+
+
+def _boundary_failures(rows, count: int = 6):
+  """Cases of the lower half of contrast whose predicted border lies farthest off, worst first."""
+  known = [r for r in rows if np.isfinite(r["contrast"]) and np.isfinite(r["hd95"])]
+  blurred = sorted(known, key=lambda row: row["contrast"])[: max(1, (len(known) + 1) // 2)]
+  return sorted(blurred, key=lambda r: -r["hd95"] / np.hypot(r["height"], r["width"]))[:count]

@@ -1,6 +1,6 @@
 """Pictures: training curves, masks beside photographs, sheets of augmentations."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,28 +72,128 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
   return path
 
 
-def draw_grid(
-  cases: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray, float]], path: Path
-) -> None:
+def draw_grid(cases: Sequence[Any], path: Path) -> None:
   """Draws a row a case: photograph, truth, prediction, both outlines, as the paper's Fig. 5.
 
   Args:
-    cases: (case_id, [H, W, 3] uint8 image, [H, W] truth, [H, W] prediction, Dice) each.
+    cases: each with `row` (case_id and dice), `image` [H, W, 3] uint8, `truth` and `prediction`
+      [H, W] uint8, 0 or 1.
     path: of the PNG.
   """
-  cases = list(cases)
   titles = ("Photograph", "Truth", "Prediction", "Truth (green), prediction (yellow)")
   figure = Figure(figsize=(9.6, 2.45 * len(cases)), layout="constrained")
   axes = figure.subplots(len(cases), len(titles), squeeze=False)
-  for row, (case_id, image, truth, prediction, dice) in zip(axes, cases, strict=True):
-    both = outlined(outlined(image, truth, TRUTH_COLOR), prediction, PREDICTION_COLOR)
-    for axis, picture in zip(row, (image, truth, prediction, both), strict=True):
+  for row, case in zip(axes, cases, strict=True):
+    pictures = (case.image, case.truth, case.prediction, _both_outlines(case))
+    for axis, picture in zip(row, pictures, strict=True):
       axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
       axis.set(xticks=[], yticks=[])
-    row[0].set_ylabel(f"{case_id}\nDice {dice:.3f}", fontsize=8)
+    row[0].set_ylabel(f"{case.row['case_id']}\nDice {case.row['dice']:.3f}", fontsize=8)
   for axis, title in zip(axes[0], titles, strict=True):
     axis.set_title(title, fontsize=9)
   save_figure(figure, path)
+
+
+def _both_outlines(case) -> np.ndarray:
+  return outlined(outlined(case.image, case.truth, TRUTH_COLOR), case.prediction, PREDICTION_COLOR)
+
+
+def draw_failures(cases: Sequence[Any], path: Path) -> None:
+  """Draws where borders were missed most, as the paper's Fig. 7.
+
+  A row a case: the photograph with both outlines; the square around the place where they lie
+  farthest apart, with and without them; and the network's uncertainty there.
+
+  Args:
+    cases: as for `draw_grid`, with `uncertainty` [S, S] float32, bits; `row` has hd95 and contrast.
+    path: of the PNG.
+  """
+  titles = ("Truth (green), prediction (yellow)", "Worst part", "With outlines", "Uncertainty")
+  figure = Figure(figsize=(9.6, 2.45 * max(1, len(cases))), layout="constrained")
+  axes = figure.subplots(max(1, len(cases)), len(titles), squeeze=False)
+  for row, case in zip(axes, cases, strict=False):
+    both = _both_outlines(case)
+    part = _farthest_part(case.truth, case.prediction)
+    size = (case.image.shape[1], case.image.shape[0])
+    entropy = cv2.resize(case.uncertainty, size, interpolation=cv2.INTER_LINEAR)
+    boxed = both.copy()
+    corners = (part[1].start, part[0].start), (part[1].stop - 1, part[0].stop - 1)
+    cv2.rectangle(boxed, *corners, (255, 255, 255), max(1, round(max(size) / 200)))
+    for axis, picture in zip(row[:3], (boxed, case.image[part], both[part]), strict=True):
+      axis.imshow(picture)
+    row[3].imshow(entropy[part], cmap="magma", vmin=0, vmax=1)
+    for axis in row:
+      axis.set(xticks=[], yticks=[])
+    figures = f"HD95 {case.row['hd95']:.0f} px, contrast {case.row['contrast']:.0f}"
+    row[0].set_ylabel(f"{case.row['case_id']}\n{figures}", fontsize=8)
+  for axis, title in zip(axes[0], titles, strict=True):
+    axis.set_title(title, fontsize=9)
+  if not cases:
+    axes[0][0].set_xlabel("no case has both borders")
+  save_figure(figure, path)
+
+
+def draw_side_by_side(cases: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+  """Draws a row a case: photograph, truth and every network's prediction, as the paper's Fig. 5.
+
+  Args:
+    cases: each with "case" (case_id, image [H, W, 3] uint8, mask [H, W]), "predictions", a mask of
+      each network, and "dice", a number of each.
+    names: of the networks.
+    path: of the PNG.
+  """
+  titles = ("Photograph", "Truth", *names)
+  figure = Figure(figsize=(2.4 * len(titles), 2.5 * len(cases)), layout="constrained")
+  axes = figure.subplots(len(cases), len(titles), squeeze=False)
+  for row, shown in zip(axes, cases, strict=True):
+    case = shown["case"]
+    for axis, picture in zip(row, (case.image, case.mask, *shown["predictions"]), strict=True):
+      axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+      axis.set(xticks=[], yticks=[])
+    row[0].set_ylabel(case.case_id, fontsize=8)
+    for axis, dice in zip(row[2:], shown["dice"], strict=True):
+      axis.set_xlabel(f"Dice {dice:.3f}", fontsize=8)
+  for axis, title in zip(axes[0], titles, strict=True):
+    axis.set_title(title, fontsize=9)
+  save_figure(figure, path)
+
+
+def draw_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+  """Draws the training loss and the validation scores of several runs over epochs.
+
+  Args:
+    runs: lines of each run's `metrics.jsonl` by its name.
+    path: of the PNG.
+  """
+  figure = Figure(figsize=(11, 3.4), layout="constrained")
+  panels = figure.subplots(1, 3)
+  curves = (
+    ("Loss, train", "train", "loss"),
+    ("Dice, validation", "val", "dice"),
+    ("IoU, validation", "val", "iou"),
+  )
+  for panel, (title, split, name) in zip(panels, curves, strict=True):
+    for run, rows in runs.items():
+      points = [row for row in rows if row["split"] == split and row[name] is not None]
+      panel.plot([r["epoch"] for r in points], [r[name] for r in points], label=run, linewidth=1.3)
+    panel.set(title=title, xlabel="epoch")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8)
+  save_figure(figure, path)
+
+
+def _farthest_part(truth: np.ndarray, prediction: np.ndarray) -> tuple[slice, slice]:
+  """The square around the disputed pixel that lies farthest from what is agreed on."""
+  disputed = truth != prediction
+  depth = cv2.distanceTransform(disputed.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+  y, x = np.unravel_index(np.argmax(depth), depth.shape)
+  side = max(16, min(truth.shape) // 3)
+
+  def window(center: int, length: int) -> slice:
+    start = int(np.clip(center - side // 2, 0, max(0, length - side)))
+    return slice(start, min(length, start + side))
+
+  return window(int(y), truth.shape[0]), window(int(x), truth.shape[1])
 
 
 def draw_sheet(rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: Path):

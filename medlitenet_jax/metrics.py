@@ -103,17 +103,19 @@ def scores_from_counts(counts: Confusion) -> dict[str, np.ndarray]:
   }
 
 
-def summarise(cases: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-  """Mean and standard deviation over cases of every score.
+def pooled_scores(cases: Sequence[Mapping[str, int]], prefix: str = "") -> dict[str, float]:
+  """Scores of all pixels of all cases thrown together, as some papers report them.
+
+  Large photographs and large lesions count for more, so these are no means over cases.
 
   Args:
-    cases: one mapping a case with at least the names in `SCORES`.
+    cases: one mapping a case with the counts of `Confusion`, in pixels.
+    prefix: before the names of the counts.
 
   Returns:
-    {score: {"mean", "std"}}; std is that of the cases themselves (divided by their number).
+    A number for each name in `SCORES`; the threshold applies to the pooled IoU.
   """
-  columns = {name: np.array([case[name] for case in cases], np.float64) for name in SCORES}
-  return {
-    name: {"mean": float(column.mean()), "std": float(column.std())}
-    for name, column in columns.items()
-  }
+  counts = Confusion(
+    *(np.asarray(sum(case[prefix + name] for case in cases)) for name in Confusion._fields)
+  )
+  return {name: float(score) for name, score in scores_from_counts(counts).items()}

@@ -1,6 +1,7 @@
 """A run's figures on disk: JSON lines, TensorBoard events and tables."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -70,12 +71,39 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   return rows
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Writes rows of one set of columns under a line of their names."""
-  with path.open("w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def write_csv(
+  path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+  """Writes rows of one set of columns under a line of their names.
+
+  Args:
+    path: of the file, which is whole at any instant.
+    rows: mappings of the same names.
+    columns: the names, for when there may be no row.
+  """
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  replace_file(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+  """Reads the rows of a CSV file but for a last one that was cut off; none without a file."""
+  if not path.exists():
+    return []
+  text = path.read_bytes().decode()
+  return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+
+
+def append_csv(path: Path, row: Mapping[str, Any]) -> None:
+  """Adds a row to a CSV file of its columns, which is begun where there is none."""
+  new = not path.exists()
+  with path.open("a", newline="") as file:
+    writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+    if new:
+      writer.writeheader()
+    writer.writerow(row)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -23,11 +23,13 @@ from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import Source, create_source
-from medlitenet_jax.evaluate import create_predict, score_cases
+from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_curves
+from medlitenet_jax.inference import create_predict, predict_cases
 from medlitenet_jax.losses import segmentation_loss
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
+from medlitenet_jax.scoring import plain_scores
 from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
 from medlitenet_jax.workdir import open_workdir
 
@@ -264,6 +266,26 @@ def _profile_window(profile: ConfigDict, folder: Path) -> Iterator[Callable[[int
       logger.info("Wrote the trace from batch %d on to %s.", first, folder)
 
 
+def validate(predict: Callable, variables, source: Source, config: ConfigDict) -> dict[str, float]:
+  """Mean scores of a network on a source by which checkpoints are selected.
+
+  They are those of a plain evaluation: no test-time augmentation, no clean-up, threshold one half.
+
+  Args:
+    predict: of `create_predict`.
+    variables: of the network.
+    source: the cases.
+    config: resolved; `eval` and `data` are used.
+
+  Returns:
+    The mean over cases of each name in `metrics.SCORES`.
+  """
+  maps = functools.partial(predict, [variables])
+  cases = predict_cases(maps, source, [config.eval.image_size], config)
+  rows = [plain_scores(probs, case.mask) for case, probs, _ in cases]
+  return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
+
+
 def train(config: ConfigDict, workdir: Path) -> None:
   """Trains a network, or goes on where an earlier call stopped.
 
@@ -276,13 +298,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: if the data or the workdir cannot be used; nothing is overwritten.
   """
+  if config.ensemble.members:
+    raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
   sources = {name: create_source(config.data, name, config.seed) for name in ("train", "val")}
   cases = sources["train"]
   plan = create_plan(config.train, len(cases))
   open_workdir(config, workdir, sources)
 
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  predict = create_predict(model)
+  predict = create_predict([(model, config.eval.image_size)])
   tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
   step_fn = create_train_step(config, model, tx)
   batches = create_train_batches(config, cases, plan)
@@ -320,8 +344,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
           loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
         )
       if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
-        rows = list(score_cases(predict, state.ema_variables, sources["val"], config))
-        scores = {name: score["mean"] for name, score in metrics.summarise(rows).items()}
+        scores = validate(predict, state.ema_variables, sources["val"], config)
         log.write(step=step, epoch=epoch, split="val", figures=scores)
         checkpoints.save(state, batches, scores)
         bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")

@@ -17,8 +17,8 @@ VIEWS: tuple[tuple[Callable, Callable], ...] = (
 )
 
 
-def six_fold(predict: Callable[[jax.Array], jax.Array], image: jax.Array) -> jax.Array:
-  """Averages the probabilities that a network gives to six views of each photograph.
+def six_views(predict: Callable[[jax.Array], jax.Array], image: jax.Array) -> jax.Array:
+  """Runs a network on six views of each photograph; their mean is the augmented prediction.
 
   The views run one after another through one compiled network, so memory and compile time are
   those of a single view.
@@ -28,8 +28,8 @@ def six_fold(predict: Callable[[jax.Array], jax.Array], image: jax.Array) -> jax
     image: [B, S, S, 3], any dtype.
 
   Returns:
-    [B, S, S] mean probabilities, each turned back to the photograph's own orientation.
+    [6, B, S, S] probabilities, each turned back to the photograph's own orientation.
   """
   views = jnp.stack([view(image) for view, _ in VIEWS])
   probs = jax.lax.map(predict, views)
-  return jnp.mean(jnp.stack([back(p) for (_, back), p in zip(VIEWS, probs, strict=True)]), axis=0)
+  return jnp.stack([back(p) for (_, back), p in zip(VIEWS, probs, strict=True)])

@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.checkpoint import CHECKPOINT_FOLDER
-from medlitenet_jax.data.sources import Source, split_hash
+from medlitenet_jax.data.sources import Source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.report import replace_file
 
-CASES_FILE = "cases.json"  # hash of each split that the run reads
+CASES_FILE = "cases.json"  # names of the cases of each split that the run reads
 
 
 def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source]) -> None:
@@ -28,8 +28,7 @@ def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source
   Raises:
     InputError: if the folder holds another run, or files but no run.
   """
-  hashes = {split: split_hash(source.case_ids) for split, source in sources.items()}
-  text = json.dumps(hashes) + "\n"
+  text = json.dumps({split: list(source.case_ids) for split, source in sources.items()}) + "\n"
   if not workdir.is_dir() and workdir.exists():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
@@ -52,3 +51,26 @@ def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source
   workdir.mkdir(parents=True, exist_ok=True)
   config_lib.save(config, workdir)
   replace_file(workdir / CASES_FILE, text)
+
+
+def read_cases(workdir: Path) -> dict[str, list[str]]:
+  """Names of the cases that a run was trained on and selected by.
+
+  Args:
+    workdir: folder of the run.
+
+  Returns:
+    {"train": names, "val": names}.
+
+  Raises:
+    InputError: if the file is missing or damaged.
+  """
+  path = workdir / CASES_FILE
+  try:
+    cases = json.loads(path.read_text())
+    return {split: list(cases[split]) for split in ("train", "val")}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{path}: does not name the cases of the run ({error}); restore it, for without it no score "
+      "can be known to be of unseen cases"
+    ) from error

@@ -10,27 +10,18 @@ from small_runs import (
   MODEL,
   compiled_as_by_launch,
   copy_of_run,
-  finished_run,
   launch,
   resolved,
+  small_config,
   write_case,
   write_splits,
 )
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import for_evaluation
-from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.data.sources import split_hash
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.evaluate import (
-  create_predict,
-  evaluate,
-  predict_cases,
-  restore_average,
-  score_cases,
-  threshold_at_size,
-)
-from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.state import DTYPES
+from medlitenet_jax.evaluate import evaluate
 
 SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity", "threshold_jaccard")
 # Six cases, which batches of 4 do not divide, none of the network's size and none like another.
@@ -65,6 +56,14 @@ def evaluated(photographs, tmp_path_factory):
 
 def summary_of(workdir, split="test"):
   return json.loads((workdir / "eval" / split / "summary.json").read_text())
+
+
+def leaves(tree, name=""):
+  """What a summary holds by its path, but for where and by which command it was made."""
+  if not isinstance(tree, dict | list):
+    return {} if name.endswith(("/command", "/run")) else {name: tree}
+  items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+  return {k: v for key, part in items for k, v in leaves(part, f"{name}/{key}").items()}
 
 
 def cases_of(workdir, split="test"):
@@ -120,7 +119,8 @@ def test_scores_follow_from_the_masks_written(evaluated, photographs):
   summary = summary_of(evaluated)
   for name in SCORES:
     column = [case[name] for case in scores.values()]
-    assert summary[name].keys() == {"mean", "std"}
+    assert summary[name].keys() == {"mean", "std", "ci95"}
+    assert summary[name]["ci95"][0] <= summary[name]["mean"] <= summary[name]["ci95"][1]
     assert summary[name]["mean"] == pytest.approx(np.mean(column), abs=1e-12)
     assert summary[name]["std"] == pytest.approx(np.std(column), abs=1e-12)
   assert 0 < summary["dice"]["mean"] < 1  # else the comparison says little
@@ -128,7 +128,7 @@ def test_scores_follow_from_the_masks_written(evaluated, photographs):
 
 def test_summary_says_how_it_was_scored(evaluated):
   summary = summary_of(evaluated)
-  assert set(summary) == {*SCORES, "cases", "protocol"}
+  assert {*SCORES, "cases", "protocol", "boundary", "pooled", "network_size"} <= set(summary)
   protocol = summary["protocol"]
   assert protocol["split"] == "test" and protocol["split_hash"] == split_hash(list(SIZES))
   assert protocol["threshold"] == 0.5 and protocol["network_size"] == 96
@@ -173,14 +173,15 @@ def test_todays_recipe_does_not_matter(evaluated, photographs, tmp_path):
     f"--config.data.root={photographs}",
   )
   assert done.returncode == 0, done.stderr
-  assert summary_of(workdir) == summary_of(evaluated)
+  assert leaves(summary_of(workdir)) == leaves(summary_of(evaluated))
   assert (workdir / "config.json").read_text() == (evaluated / "config.json").read_text()
 
 
 def run_in_process(workdir, **overrides):
   settings = {name.replace("__", "."): value for name, value in overrides.items()}
   with compiled_as_by_launch():
-    return evaluate(for_evaluation(config_lib.load(workdir), settings, "cpu"), workdir)
+    config = for_evaluation(config_lib.load(workdir), settings, "cpu", small_config())
+    return evaluate(config, workdir, "a test")
 
 
 def test_other_split_and_limit_leave_the_first_results_alone(evaluated):
@@ -209,7 +210,7 @@ def test_evaluation_gives_the_scores_that_training_selected_by(tmp_path):
 def test_evaluation_without_a_checkpoint_changes_nothing(tmp_path):
   config_lib.save(resolved(), tmp_path)
   with pytest.raises(InputError, match="no checkpoint"):
-    evaluate(config_lib.load(tmp_path), tmp_path)
+    evaluate(config_lib.load(tmp_path), tmp_path, "a test")
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -226,53 +227,3 @@ def test_evaluation_of_what_cannot_be_read_keeps_the_last_results(evaluated, pho
   with pytest.raises(InputError, match=r"zut\.jpg"):
     run_in_process(workdir, data__source="folder", data__root=str(root))
   assert (workdir / "eval" / "test" / "summary.json").read_bytes() == before
-
-
-class Brightness:
-  """A network of no parameters: a pixel's probability is its brightness."""
-
-  def apply(self, variables, image):
-    return image.mean(axis=-1, keepdims=True)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 6, 16])
-def test_batch_and_padding_change_no_score(photographs, batch_size):
-  def rows(batch_size):
-    config = resolved(
-      data__source="folder", data__root=str(photographs), eval__batch_size=batch_size
-    )
-    source = create_source(config.data, "test", 0)
-    return list(score_cases(create_predict(Brightness()), {}, source, config))
-
-  assert rows(batch_size) == rows(2)
-
-
-def test_a_case_does_not_see_the_others_of_its_batch(photographs):
-  """The trained network gives a case the same map whatever stands beside it in the batch."""
-  fields = {"data__source": "folder", "data__root": str(photographs)}
-  config = resolved(**fields)
-  model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  variables, _ = restore_average(config, model, finished_run())
-  predict = create_predict(model)
-  maps = []
-  for limit in (0, 5):
-    config = resolved(**fields, data__max_eval_images=limit)
-    source = create_source(config.data, "test", 0)
-    with compiled_as_by_launch():
-      maps.append({c: probs for c, probs, _ in predict_cases(predict, variables, source, config)})
-  assert len(maps[0]) == 6 and len(maps[1]) == 5
-  for case_id, probs in maps[1].items():
-    np.testing.assert_array_equal(probs, maps[0][case_id])
-
-
-def test_threshold_is_taken_at_the_size_of_the_photograph():
-  probs = np.zeros((64, 64), np.float32)
-  probs[:, 32:] = 1
-  mask = threshold_at_size(probs, 100, 301, 0.5)
-  assert mask.shape == (100, 301) and mask.dtype == np.uint8
-  np.testing.assert_array_equal(mask, np.repeat(mask[:1], 100, axis=0))
-  assert mask[0, :150].sum() == 0 and mask[0, 151:].sum() == 150
-  ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-  fine = threshold_at_size(ramp, 64, 640, 0.3)
-  assert fine[0].sum() == pytest.approx(640 * 0.7, abs=6)
-  assert threshold_at_size(np.full((64, 64), 0.5, np.float32), 70, 80, 0.5).all()

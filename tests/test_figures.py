@@ -2,10 +2,22 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from configs import quickstart
 from medlitenet_jax.config import resolve
-from medlitenet_jax.figures import TRUTH_COLOR, draw_curves, draw_grid, outlined
+from medlitenet_jax.data.sources import Case
+from medlitenet_jax.evaluation_page import PageCase
+from medlitenet_jax.figures import (
+  TRUTH_COLOR,
+  _farthest_part,
+  draw_curves,
+  draw_failures,
+  draw_grid,
+  draw_run_curves,
+  draw_side_by_side,
+  outlined,
+)
 from medlitenet_jax.preview import preview
 
 
@@ -41,13 +53,57 @@ def test_curves_of_a_run_without_figures_yet(tmp_path):
   assert draw_curves([], tmp_path).exists()
 
 
-def test_grid_has_a_row_a_case(tmp_path):
-  case = ("case", np.full((60, 60, 3), 90, np.uint8), disc(), disc(radius=15), 0.72)
+def page_case(radius=15):
+  row = {"case_id": "case", "dice": 0.72, "hd95": 5.0, "contrast": 20.0}
+  entropy = np.random.default_rng(0).random((32, 32), np.float32)
+  image = np.full((60, 60, 3), 90, np.uint8)
+  return PageCase(row, image, disc(), disc(radius=radius), entropy)
+
+
+def height_of(path):
+  return cv2.imread(str(path)).shape[0]
+
+
+@pytest.mark.parametrize("draw", [draw_grid, draw_failures])
+def test_a_row_a_case(draw, tmp_path):
   heights = []
   for count in (1, 3):
-    draw_grid([case] * count, tmp_path / "deep" / "grid.png")
-    heights.append(cv2.imread(str(tmp_path / "deep" / "grid.png")).shape[0])
+    draw([page_case()] * count, tmp_path / "deep" / "grid.png")
+    heights.append(height_of(tmp_path / "deep" / "grid.png"))
   assert heights[1] > 2.5 * heights[0]
+
+
+def test_no_failure_is_a_picture_too(tmp_path):
+  draw_failures([], tmp_path / "failures.png")
+  assert height_of(tmp_path / "failures.png") > 50
+
+
+@pytest.mark.parametrize("corner", [(5, 5), (5, 85), (95, 40)])
+def test_the_worst_part_holds_the_largest_error(corner):
+  truth, prediction = np.zeros((2, 100, 90), np.uint8)
+  truth[30:60, 30:60] = 1
+  prediction[30:60, 30:57] = 1  # three columns are missed
+  prediction[max(0, corner[0] - 5) : corner[0] + 5, max(0, corner[1] - 5) : corner[1] + 5] = 1
+  rows, columns = _farthest_part(truth, prediction)
+  assert rows.start <= corner[0] < rows.stop and columns.start <= corner[1] < columns.stop
+  assert rows.start >= 0 and rows.stop <= 100 and columns.start >= 0 and columns.stop <= 90
+
+
+def test_side_by_side_has_a_column_a_network(tmp_path):
+  case = Case(0, "case", np.full((60, 60, 3), 90, np.uint8), disc())
+  widths = []
+  for names in (["a"], ["a", "b", "c"]):
+    shown = {"case": case, "predictions": [disc()] * len(names), "dice": [0.5] * len(names)}
+    draw_side_by_side([shown] * 2, names, tmp_path / "grid.png")
+    widths.append(cv2.imread(str(tmp_path / "grid.png")).shape[1])
+  assert widths[1] > 1.5 * widths[0]
+
+
+def test_curves_of_several_runs(tmp_path):
+  rows = [{"step": 1, "epoch": 0.5, "split": "val", "dice": 0.8, "iou": 0.7}]
+  rows += [{"step": 2, "epoch": 1, "split": "train", "loss": None, "dice": 0.5}]
+  draw_run_curves({"one": rows, "two": rows[:1]}, tmp_path / "curves.png")
+  assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
 
 
 def test_preview_draws_the_sheet(tmp_path, capsys):

@@ -10,8 +10,8 @@ from medlitenet_jax.metrics import (
   Confusion,
   confusion_counts,
   confusion_of_masks,
+  pooled_scores,
   scores_from_counts,
-  summarise,
 )
 
 
@@ -137,16 +137,14 @@ def test_dice_follows_from_iou():
   np.testing.assert_allclose(scores["dice"], 2 * scores["iou"] / (scores["iou"] + 1), rtol=1e-12)
 
 
-def test_summary_is_mean_and_deviation_over_cases():
-  cases = [scores_of_sets(*pair) | {"case_id": "x"} for pair in zip(*random_masks(20), strict=True)]
-  summary = summarise(cases)
-  assert set(summary) == set(SCORES)
-  for name in SCORES:
-    values = [case[name] for case in cases]
-    mean = sum(values) / 20
-    deviation = (sum((value - mean) ** 2 for value in values) / 20) ** 0.5
-    assert summary[name] == pytest.approx({"mean": mean, "std": deviation})
-  assert summarise(cases[:1])["dice"] == {"mean": 1.0, "std": 0.0}
+@pytest.mark.parametrize("prefix", ["", "network_"])
+def test_pooled_scores_are_those_of_one_large_photograph(prefix):
+  pairs = list(zip(*random_masks(20), strict=True))
+  counts = [confusion_of_masks(*pair)._asdict() for pair in pairs]
+  cases = [{prefix + name: int(n) for name, n in case.items()} for case in counts]
+  whole = confusion_of_masks(*(np.concatenate(masks) for masks in zip(*pairs, strict=True)))
+  expected = {name: float(score) for name, score in scores_from_counts(whole).items()}
+  assert pooled_scores(cases, prefix) == expected
 
 
 def test_other_shapes_are_refused():

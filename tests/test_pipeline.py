@@ -137,19 +137,23 @@ def test_image_sizes_switch_at_their_batch():
 def test_evaluation_drops_no_case(count, num_threads):
   source = drawings(count)
   batches = list(
-    eval_batches(source, batch_size=4, image_size=32, num_threads=num_threads, prefetch_batches=2)
+    eval_batches(
+      source, batch_size=4, image_sizes=[48, 32], num_threads=num_threads, prefetch_batches=2
+    )
   )
   assert len(batches) == -(-count // 4)
-  case_ids = [case_id for batch in batches for case_id in batch.case_ids]
-  assert case_ids == source.case_ids
+  assert [case.case_id for batch in batches for case in batch.cases] == source.case_ids
   for number, batch in enumerate(batches):
-    assert batch.image.shape == (4, 32, 32, 3) and batch.image.dtype == np.uint8
-    assert len(batch.case_ids) == len(batch.masks)
-    assert not batch.image[len(batch.case_ids) :].any()
-    for row, mask in enumerate(batch.masks):
+    assert set(batch.images) == {32, 48}
+    for size, images in batch.images.items():
+      assert images.shape == (4, size, size, 3) and images.dtype == np.uint8
+      assert not images[len(batch.cases) :].any()
+    for row, given in enumerate(batch.cases):
       case = source[number * 4 + row]
-      np.testing.assert_array_equal(batch.image[row], resize_image(case.image, 32, 32))
-      np.testing.assert_array_equal(mask, case.mask)
+      for size, images in batch.images.items():
+        np.testing.assert_array_equal(images[row], resize_image(case.image, size, size))
+      np.testing.assert_array_equal(given.image, resize_image(case.image, 48, 48))
+      np.testing.assert_array_equal(given.mask, case.mask)
 
 
 def test_evaluation_keeps_masks_at_their_own_sizes(tmp_path):
@@ -158,8 +162,8 @@ def test_evaluation_keeps_masks_at_their_own_sizes(tmp_path):
     write_case(tmp_path, case_id, number, size)
   write_splits(tmp_path, dict.fromkeys(sizes, "test"))
   source = FolderSource(tmp_path, "test")
-  batches = eval_batches(source, batch_size=2, image_size=32, num_threads=2, prefetch_batches=1)
-  masks = [mask for batch in batches for mask in batch.masks]
+  batches = eval_batches(source, batch_size=2, image_sizes=[32], num_threads=2, prefetch_batches=1)
+  masks = [case.mask for batch in batches for case in batch.cases]
   assert [mask.shape for mask in masks] == list(sizes.values())
   for mask, index in zip(masks, range(3), strict=True):
     np.testing.assert_array_equal(mask, source[index].mask)
@@ -176,7 +180,9 @@ def test_photograph_truncated_behind_its_head_is_refused_by_name(tmp_path, kind)
   if kind == "train":
     batches = open_train(source, num_threads=3)
   else:
-    batches = eval_batches(source, batch_size=4, image_size=32, num_threads=3, prefetch_batches=2)
+    batches = eval_batches(
+      source, batch_size=4, image_sizes=[32], num_threads=3, prefetch_batches=2
+    )
   with pytest.raises(InputError) as error:
     take(batches, 2)
   assert str(path) in str(error.value)

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from jax import lax
 
-from medlitenet_jax.tta import VIEWS, six_fold
+from medlitenet_jax.tta import VIEWS, six_views
 
 
 @pytest.fixture
 def image():
   return jnp.asarray(np.random.default_rng(0).random((2, 12, 12, 3)), jnp.float32)
+
+
+def six_fold(predict, image):
+  """The augmented prediction: the mean over the views."""
+  return six_views(predict, image).mean(axis=0)
 
 
 def convolving(kernel):

@@ -11,10 +11,35 @@ from PIL import Image, ImageOps
 from medlitenet_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 150_000_000  # of a photograph; a small file can claim to be larger than the memory
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
-
-
 _WIDE_MODES = ("I;16", "I;16B", "I", "F")
+Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+  """Finds the images of a folder; its own folders are not looked into.
+
+  Args:
+    folder: to look in.
+
+  Returns:
+    Path of each by name without ending, sorted.
+
+  Raises:
+    InputError: if there is none, or two have one name.
+  """
+  found: dict[str, Path] = {}
+  for path in sorted(folder.iterdir()):
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+      if path.stem in found:
+        raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of the two")
+      found[path.stem] = path
+  if not found:
+    raise InputError(
+      f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
+    )
+  return found
 
 
 @contextlib.contextmanager
@@ -22,9 +47,17 @@ def _refusing(path: Path):
   """Turns what a broken file raises into one line that names it."""
   try:
     yield
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+  except (OSError, ValueError, SyntaxError) as error:
     reason = str(error).replace(repr(str(path)), "the file")
     raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
+
+
+def _refuse_huge(path: Path, image: Image.Image) -> None:
+  if image.width * image.height > MAX_PIXELS:
+    raise InputError(
+      f"{path}: {image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are "
+      "read; make it smaller"
+    )
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -40,6 +73,7 @@ def image_size(path: Path) -> tuple[int, int]:
     InputError: if the file is missing or is not an image.
   """
   with _refusing(path), Image.open(path) as image:
+    _refuse_huge(path, image)
     width, height = image.size
     # Asking a PNG that has none for its EXIF data would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
@@ -51,9 +85,11 @@ def _decode(path: Path, mode: str) -> np.ndarray:
   with _refusing(path), Image.open(io.BytesIO(path.read_bytes())) as image:
     if image.mode in _WIDE_MODES:
       raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
-    upright = ImageOps.exif_transpose(image)
+    _refuse_huge(path, image)
+    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
     # The colours of a palette say nothing in a mask: its indices do.
-    return np.asarray(upright if mode == "L" and upright.mode == "P" else upright.convert(mode))
+    as_it_is = image.mode == mode or (mode == "L" and image.mode == "P")
+    return np.asarray(image if as_it_is else image.convert(mode))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -105,4 +141,31 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     mask: [H, W] uint8, 0 or 1.
   """
   encoded = cv2.imencode(".png", mask * np.uint8(255))[1]
+  path.write_bytes(encoded.tobytes())
+
+
+def read_grey(path: Path) -> np.ndarray:
+  """Reads a map that `write_grey` wrote: [H, W] float32, 0 to 1 in steps of 1/255."""
+  return _decode(path, "L").astype(np.float32) / 255
+
+
+def write_grey(path: Path, values: np.ndarray) -> None:
+  """Writes a map as a grey picture.
+
+  Args:
+    path: ends in .png; its folder exists.
+    values: [H, W] float, 0 (black) to 1 (white).
+  """
+  grey = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
+  path.write_bytes(cv2.imencode(".png", grey)[1].tobytes())
+
+
+def write_color(path: Path, image: np.ndarray) -> None:
+  """Writes a picture.
+
+  Args:
+    path: ends in .png; its folder exists.
+    image: [H, W, 3] uint8 RGB.
+  """
+  encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
   path.write_bytes(encoded.tobytes())

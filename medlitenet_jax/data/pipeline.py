@@ -1,8 +1,8 @@
 """From a source to batches, read by threads in an order that a seed alone decides."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -10,7 +10,7 @@ import numpy as np
 
 from medlitenet_jax.data.augment import AugmentPolicy, augment
 from medlitenet_jax.data.resize import resize_image
-from medlitenet_jax.data.sources import Case, Source
+from medlitenet_jax.data.sources import Case, Photographs, Source
 
 # Each reader thread works on a case of its own; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -20,14 +20,12 @@ class EvalBatch(NamedTuple):
   """A batch of cases for evaluation; the last one of a source may have fewer cases than rows.
 
   Attributes:
-    image: [B, S, S, 3] uint8 at the network's size; rows past the cases are zero.
-    case_ids: names of the cases, up to B.
-    masks: [H, W] uint8, 0 or 1, the truth of each case at its own size.
+    images: [B, S, S, 3] uint8 by each size S that a network sees; rows past the cases are zero.
+    cases: up to B, each with its photograph at the largest of those sizes, the rest as it was.
   """
 
-  image: np.ndarray
-  case_ids: list[str]
-  masks: list[np.ndarray]
+  images: dict[int, np.ndarray]
+  cases: list[Any]
 
 
 def train_batches(
@@ -85,28 +83,36 @@ def train_batches(
 
 
 def eval_batches(
-  source: Source, *, batch_size: int, image_size: int, num_threads: int, prefetch_batches: int
+  source: Source | Photographs,
+  *,
+  batch_size: int,
+  image_sizes: Iterable[int],
+  num_threads: int,
+  prefetch_batches: int,
 ) -> Iterator[EvalBatch]:
-  """Every case of a source once, in order, squashed to the square that the network sees.
+  """Every case of a source once, in order, squashed to the squares that networks see.
 
   Args:
-    source: the cases.
+    source: the cases, dataclasses with an `image`.
     batch_size: rows of a batch; the last batch is filled up with empty rows.
-    image_size: pixels a side.
+    image_sizes: pixels a side of each network.
     num_threads: that read.
     prefetch_batches: that are kept ready.
 
   Returns:
     Iterator over batches.
   """
+  sizes = sorted(set(image_sizes))
 
-  def shrink(case: Case) -> Case:
-    return dataclasses.replace(case, image=resize_image(case.image, image_size, image_size))
+  def shrink(case) -> tuple[Any, dict[int, np.ndarray]]:
+    images = {size: resize_image(case.image, size, size) for size in sizes}
+    return dataclasses.replace(case, image=images[sizes[-1]]), images
 
-  def collate(cases: Sequence[Case]) -> EvalBatch:
-    image = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
-    image[: len(cases)] = [case.image for case in cases]
-    return EvalBatch(image, [case.case_id for case in cases], [case.mask for case in cases])
+  def collate(shrunk: Sequence[tuple[Any, dict[int, np.ndarray]]]) -> EvalBatch:
+    images = {size: np.zeros((batch_size, size, size, 3), np.uint8) for size in sizes}
+    for size, rows in images.items():
+      rows[: len(shrunk)] = [at_size[size] for _, at_size in shrunk]
+    return EvalBatch(images, [case for case, _ in shrunk])
 
   return iter(
     grain.MapDataset.source(source)

@@ -55,6 +55,16 @@ class Source(Protocol):
     """Reads one case."""
 
 
+class Photographs(Protocol):
+  """A sequence of photographs without truth: anything with an `image`, [H, W, 3] uint8."""
+
+  def __len__(self) -> int:
+    """Number of photographs."""
+
+  def __getitem__(self, index: int) -> Any:
+    """Reads one photograph."""
+
+
 def split_hash(case_ids: Sequence[str]) -> str:
   """Fingerprint of a split: equal for the same cases in whatever order.
 
@@ -109,7 +119,11 @@ class FolderSource:
       InputError: if a folder, a photograph, a mask or the split is missing, two photographs share
         a name, or a mask has another size than its photograph.
     """
-    images, masks = _files(root / "images"), _files(root / "masks")
+    folders = root / "images", root / "masks"
+    for folder in folders:
+      if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; config.data.root must hold images/ and masks/")
+    images, masks = map(image_files.find_images, folders)
     splits = _read_splits(root / "splits.csv")
     if splits is None:
       splits = {case_id: _split_by_name(case_id) for case_id in images}
@@ -198,24 +212,6 @@ def create_source(data: Mapping[str, Any], split: str, seed: int) -> Source:
     raise InputError(f"config.data.source: {data['source']!r} is not one of folder, synthetic")
   limit = data["max_train_images"] if split == "train" else data["max_eval_images"]
   return FirstCases(source, limit) if 0 < limit < len(source) else source
-
-
-def _files(folder: Path) -> dict[str, Path]:
-  """The image files of a folder by name without ending."""
-  if not folder.is_dir():
-    raise InputError(f"{folder}: no such folder; config.data.root must hold images/ and masks/")
-  found: dict[str, Path] = {}
-  for path in sorted(folder.iterdir()):
-    if path.suffix.lower() in image_files.IMAGE_SUFFIXES:
-      if path.stem in found:
-        raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of the two")
-      found[path.stem] = path
-  if not found:
-    raise InputError(
-      f"{folder}: no image in it; put files there that end in one of "
-      f"{', '.join(image_files.IMAGE_SUFFIXES)}"
-    )
-  return found
 
 
 def _read_splits(path: Path) -> dict[str, str] | None:

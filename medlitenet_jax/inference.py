@@ -1,0 +1,221 @@
+"""Trained networks at work: from photographs to maps of probability, alone or as an ensemble."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from medlitenet_jax import config as config_lib
+from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.data.pipeline import eval_batches
+from medlitenet_jax.data.sources import Photographs, Source, split_hash
+from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.preprocess import normalize
+from medlitenet_jax.report import replace_file
+from medlitenet_jax.state import DTYPES
+from medlitenet_jax.tta import six_views
+from medlitenet_jax.workdir import read_cases
+
+logger = logging.getLogger(__name__)
+
+ENSEMBLE_FILE = "ensemble.json"
+
+
+class Network(NamedTuple):
+  """A network that can be run, or one member of an ensemble.
+
+  Attributes:
+    model: maps normalised images to logits.
+    variables: averaged parameters and statistics.
+    image_size: pixels a side that it sees.
+    weight: its share in the mean; the weights of an ensemble add up to 1.
+    origin: where it comes from, for a protocol: run, variant, step, selection, validation scores.
+    seen: names of the cases that it was trained on ("train") and selected by ("val").
+  """
+
+  model: nn.Module
+  variables: Mapping[str, Any]
+  image_size: int
+  weight: float
+  origin: dict[str, Any]
+  seen: dict[str, list[str]]
+
+
+def load_networks(config: ConfigDict, workdir: Path) -> list[Network]:
+  """Reads the networks that a configuration is evaluated with.
+
+  Args:
+    config: resolved; of a run, or of an ensemble, whose members are rebuilt from their own
+      `config.json` and see their own size of image.
+    workdir: folder of the run, or of the ensemble, where the members' weights are kept.
+
+  Returns:
+    The run's network, or the members with the weights of `workdir/ensemble.json`, which is written
+    on first use.
+
+  Raises:
+    InputError: if a checkpoint is missing or of another network, if the members were selected on
+      different cases, or if a member is not the one that was weighted.
+  """
+  if not config.ensemble.members:
+    return [_load_network(config, workdir)]
+  networks = [
+    _load_network(_member_config(config, Path(member)), Path(member))
+    for member in config.ensemble.members
+  ]
+  hashes = {split_hash(network.seen["val"]) for network in networks}
+  if len(hashes) > 1:
+    raise InputError(
+      f"{workdir}: the members were selected on different validation cases, so their Dice cannot "
+      "weight them; train them on one split"
+    )
+  weights = _ensemble_weights(networks, hashes.pop(), workdir)
+  return [network._replace(weight=w) for network, w in zip(networks, weights, strict=True)]
+
+
+def _member_config(config: ConfigDict, member: Path) -> ConfigDict:
+  overrides = {"precision": config.precision, "eval.checkpoint": config.eval.checkpoint}
+  if config.eval.image_size:
+    overrides["eval.image_size"] = config.eval.image_size
+  saved = config_lib.load(member)
+  return config_lib.for_evaluation(saved, overrides, jax.default_backend(), config)
+
+
+def _load_network(config: ConfigDict, workdir: Path) -> Network:
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  which = config.eval.checkpoint
+  with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+    step = checkpoints.best_step if which == "best" else checkpoints.latest_step
+    if step is None:
+      raise InputError(f"{workdir}: no checkpoint in it yet; train first")
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    origin = {
+      "run": str(workdir),
+      "model": config.model.name,
+      "variant": config.model.variant,
+      "network_size": config.eval.image_size,
+      "weights": "exponential moving average",
+      "step": step,
+      "selected_by": "highest validation Dice" if which == "best" else "newest",
+      "validation": dict(checkpoints.metrics(step)),
+    }
+    variables = checkpoints.restore_ema(step, shapes)
+  seen = read_cases(workdir)
+  return Network(model, variables, config.eval.image_size, 1.0, origin, seen)
+
+
+def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path) -> list[float]:
+  """Reads the weights of the members, or computes and stores them."""
+  members = [
+    {"run": n.origin["run"], "step": n.origin["step"], "dice": n.origin["validation"]["dice"]}
+    for n in networks
+  ]
+  path = workdir / ENSEMBLE_FILE
+  if path.exists():
+    try:
+      stored = json.loads(path.read_text())
+      known = [{name: m[name] for name in members[0]} for m in stored["members"]]
+      weights = [float(m["weight"]) for m in stored["members"]]
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(f"{path}: not a list of members; remove it to have it made anew") from error
+    if known != members or stored.get("val_hash") != val_hash:
+      raise InputError(
+        f"{path}: was computed for other members or checkpoints; remove it to weight these anew, "
+        "or choose another --workdir"
+      )
+    return weights
+  weights = performance_weights([member["dice"] for member in members]).tolist()
+  stored = [{**member, "weight": w} for member, w in zip(members, weights, strict=True)]
+  workdir.mkdir(parents=True, exist_ok=True)
+  replace_file(path, json.dumps({"val_hash": val_hash, "members": stored}, indent=2) + "\n")
+  return weights
+
+
+def create_predict(
+  models: Sequence[tuple[nn.Module, int]], weights: Sequence[float] = (1.0,), tta: str = "none"
+) -> Callable[[Sequence[Any], Mapping[int, Any]], Maps]:
+  """Compiles networks, all their views and the joining of their maps into one call.
+
+  Args:
+    models: each with the size of image that it sees; it maps normalised images to logits.
+    weights: of each, with sum 1.
+    tta: test-time augmentation, "none" or "six".
+
+  Returns:
+    (variables of each, [B, S, S, 3] uint8 images by size) to Maps at the largest size.
+  """
+
+  @jax.jit
+  def predict(variables, images):
+    def views(model, own, image):
+      def probs(image):
+        logits: Any = model.apply(own, normalize(image))
+        return nn.sigmoid(logits[..., 0].astype(jnp.float32))
+
+      return six_views(probs, image) if tta == "six" else probs(image)[None]
+
+    stacks = [
+      views(model, own, images[size]) for (model, size), own in zip(models, variables, strict=True)
+    ]
+    return join_maps(stacks, weights)
+
+  return predict
+
+
+def compile_networks(networks: Sequence[Network], tta: str) -> Callable[[Mapping[int, Any]], Maps]:
+  """Binds `create_predict` to loaded networks: (images by size) to Maps."""
+  predict = create_predict(
+    [(n.model, n.image_size) for n in networks], [float(n.weight) for n in networks], tta
+  )
+  variables = [n.variables for n in networks]
+  return lambda images: predict(variables, images)
+
+
+def predict_cases(
+  predict: Callable[[Mapping[int, Any]], Maps],
+  source: Source | Photographs,
+  image_sizes: Sequence[int],
+  config: ConfigDict,
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+  """Runs networks over a source, one batch ahead of what is given out.
+
+  Args:
+    predict: images by size to Maps.
+    source: the cases.
+    image_sizes: that the networks see.
+    config: resolved; `eval.batch_size` and `data` are used.
+
+  Yields:
+    (case, [S, S] float32 probabilities, [S, S] float32 disagreement), each case once, in order;
+    the case's photograph has the largest of the sizes.
+  """
+  batches = eval_batches(
+    source,
+    batch_size=config.eval.batch_size,
+    image_sizes=image_sizes,
+    num_threads=config.data.num_threads,
+    prefetch_batches=config.data.prefetch_batches,
+  )
+  running = None
+  for batch in batches:
+    previous, running = running, (predict(batch.images), batch.cases)
+    if previous is not None:
+      yield from _cases_of(*previous)
+  if running is not None:
+    yield from _cases_of(*running)
+
+
+def _cases_of(maps: Maps, cases):
+  # Rows that only fill the batch have no case, so zip leaves them out.
+  return zip(cases, np.asarray(maps.probs), np.asarray(maps.disagreement), strict=False)

@@ -1,0 +1,319 @@
+"""Prediction: masks, outlines, uncertainty and measurements of anyone's photographs."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax import report
+from medlitenet_jax.data.image_files import (
+  IMAGE_SUFFIXES,
+  find_images,
+  read_image,
+  write_color,
+  write_grey,
+  write_mask,
+)
+from medlitenet_jax.data.resize import resize_image
+from medlitenet_jax.data.sources import MASK_SUFFIX
+from medlitenet_jax.ensemble import entropy_bits, expected_dice
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.figures import PREDICTION_COLOR, outlined
+from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
+from medlitenet_jax.measure import measure_lesion
+from medlitenet_jax.postprocess import mask_stages
+from medlitenet_jax.threshold import read_threshold
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE, MEASUREMENTS_FILE = "predict.json", "measurements.csv"
+FAILED_FILE, REVIEW_FILE = "failed.csv", "review.csv"
+VIEW_SIDE = 2048  # pixels; overlays and maps of larger photographs are reduced to it
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+  """A photograph to be outlined.
+
+  Attributes:
+    index: place in its source.
+    case_id: its name without ending.
+    path: of its file.
+    image: [H, W, 3] uint8, as large as whoever holds it needs; black where it cannot be read.
+    view: the same with the longer side at most `VIEW_SIDE`, for the overlay.
+    height: of the photograph itself, in pixels.
+    width: of the photograph itself, in pixels.
+    error: why it cannot be read; empty where it can.
+  """
+
+  index: int
+  case_id: str
+  path: Path
+  image: np.ndarray
+  view: np.ndarray
+  height: int
+  width: int
+  error: str = ""
+
+
+class PhotographSource:
+  """Photographs from files; one that is broken comes with the reason in place of its pixels."""
+
+  def __init__(self, paths: Sequence[Path]):
+    """Takes the files as they are found; each is read when it is asked for."""
+    self._paths = paths
+
+  def __len__(self) -> int:
+    """Number of files."""
+    return len(self._paths)
+
+  def __getitem__(self, index: int) -> Photograph:
+    """Reads one photograph."""
+    path = self._paths[index]
+    try:
+      image = read_image(path)
+    except InputError as error:
+      nothing = np.zeros((1, 1, 3), np.uint8)
+      return Photograph(index, path.stem, path, nothing, nothing, 1, 1, str(error))
+    height, width = image.shape[:2]
+    scale = min(1.0, VIEW_SIDE / max(height, width))
+    view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    return Photograph(index, path.stem, path, image, view, height, width)
+
+
+def find_photographs(inputs: Sequence[Path]) -> list[Path]:
+  """Lists the photographs that files and folders hold; what is no image is named in the log.
+
+  Args:
+    inputs: image files, or folders of them.
+
+  Returns:
+    Paths without repetition, in the order given, those of a folder sorted.
+
+  Raises:
+    InputError: if an input does not exist, holds no image, or two photographs share a name.
+  """
+  found: dict[str, Path] = {}
+  for given in inputs:
+    if given.is_dir():
+      paths = list(find_images(given).values())
+      others = sorted(path.name for path in given.iterdir() if path not in paths)
+      if others:
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        logger.warning("%s: left out %d that are no image files: %s", given, len(others), named)
+    elif not given.exists():
+      raise InputError(f"{given}: no such file or folder")
+    elif given.suffix.lower() not in IMAGE_SUFFIXES:
+      raise InputError(
+        f"{given}: not an image file; --input takes a folder, or a file that ends in one of "
+        f"{', '.join(IMAGE_SUFFIXES)}"
+      )
+    else:
+      paths = [given]
+    for path in paths:
+      if found.setdefault(path.stem, path) != path:
+        raise InputError(f"{path}: {found[path.stem]} has the same name; predict them one by one")
+  return list(found.values())
+
+
+def predict(
+  config: ConfigDict,
+  workdir: Path,
+  inputs: Sequence[Path],
+  output: Path,
+  mm_per_pixel: float | None = None,
+) -> None:
+  """Outlines the lesions in photographs; a second call goes on where the first stopped.
+
+  Args:
+    config: resolved; of a run or of an ensemble.
+    workdir: its folder.
+    inputs: image files and folders of them.
+    output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
+      `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
+      person should look at, and `failed.csv` with what could not be read.
+    mm_per_pixel: scale of the photographs, or None.
+
+  Raises:
+    InputError: if nothing can be predicted, if `output` was made with other settings, and, once
+      all others are done, if a photograph could not be read.
+  """
+  if mm_per_pixel is not None and not mm_per_pixel > 0:
+    raise InputError(f"--mm_per_pixel is {mm_per_pixel!r}; it takes a number above 0")
+  paths = find_photographs(inputs)
+  networks = load_networks(config, workdir)
+  threshold = config.eval.threshold or read_threshold(networks, config, workdir)
+  done = _open_output(output, _settings(config, networks, threshold, mm_per_pixel))
+  left = [path for path in paths if not _is_done(path, done, output)]
+  if len(left) < len(paths):
+    logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
+
+  failed: list[dict[str, str]] = []
+  for photograph, probs, disagreement in _predicted(config, networks, left):
+    if photograph.error:
+      failed.append({"photograph": str(photograph.path), "reason": photograph.error})
+      tqdm.write(photograph.error)
+      continue
+    row = _write(photograph, probs, disagreement, config.eval, threshold, mm_per_pixel, output)
+    report.append_csv(output / MEASUREMENTS_FILE, row)
+    done[photograph.case_id] = row
+  _finish(output, done, failed, config.eval.review_below)
+  logger.info("Outlined %d of %d photographs: %s", len(paths) - len(failed), len(paths), output)
+  if failed:
+    names = [Path(row["photograph"]).name for row in failed]
+    named = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise InputError(
+      f"{len(failed)} of {len(paths)} photographs could not be read: {named}; the reasons are in "
+      f"{output / FAILED_FILE}, the other {len(paths) - len(failed)} are done"
+    )
+
+
+def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[Path]) -> Iterable:
+  """The photographs with their maps, under a bar of progress."""
+  if not paths:
+    return []
+  with config.unlocked():  # rows that only fill a batch cost as much as photographs
+    config.eval.batch_size = min(config.eval.batch_size, len(paths))
+  cases = predict_cases(
+    compile_networks(networks, config.eval.tta),
+    PhotographSource(paths),
+    [network.image_size for network in networks],
+    config,
+  )
+  return tqdm(cases, total=len(paths), unit="photograph", desc="predict", dynamic_ncols=True)
+
+
+def _settings(
+  config: ConfigDict, networks: Sequence[Network], threshold: float, mm_per_pixel: float | None
+) -> dict[str, Any]:
+  """What two calls must share for their results to stand in one table."""
+  return {
+    "networks": [{**network.origin, "weight": float(network.weight)} for network in networks],
+    "test_time_augmentation": config.eval.tta,
+    "threshold": threshold,
+    "hysteresis_low": config.eval.hysteresis_low,
+    "postprocessing": list(config.eval.postprocess),
+    "precision": config.precision,
+    "mm_per_pixel": mm_per_pixel,
+  }
+
+
+def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Makes the folder, or checks that it was made with these settings; returns the rows it has."""
+  path = output / SETTINGS_FILE
+  if output.exists() and not output.is_dir():
+    raise InputError(f"{output}: is a file; choose another --output")
+  if path.exists():
+    try:
+      saved = json.loads(path.read_text())
+    except ValueError as error:
+      raise InputError(f"{path}: not JSON ({error}); choose another --output") from error
+    changed = [name for name in settings if saved.get(name) != settings[name]]
+    if changed:
+      name = changed[0]
+      raise InputError(
+        f"{output}: was made with {name}={saved.get(name)!r}, not {settings[name]!r}; choose "
+        "another --output"
+      )
+  elif output.is_dir() and any(output.iterdir()):
+    raise InputError(f"{output}: not empty and not made by predict; choose another --output")
+  for name in ("masks", "overlays", "uncertainty"):
+    (output / name).mkdir(parents=True, exist_ok=True)
+  report.replace_file(path, json.dumps(settings, indent=2) + "\n")
+  rows = report.read_csv(output / MEASUREMENTS_FILE)
+  if rows:  # without a last one that was cut off
+    report.write_csv(output / MEASUREMENTS_FILE, rows)
+  return {row["case_id"]: row for row in rows}
+
+
+def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
+  row = done.get(path.stem)
+  if row is not None and row["photograph"] != path.name:
+    raise InputError(
+      f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
+      "choose another --output"
+    )
+  return row is not None
+
+
+def _write(
+  photograph: Photograph,
+  probs: np.ndarray,
+  disagreement: np.ndarray,
+  evaluation: ConfigDict,
+  threshold: float,
+  mm_per_pixel: float | None,
+  output: Path,
+) -> dict[str, Any]:
+  """Writes the pictures of one photograph and returns its row of `measurements.csv`."""
+
+  def mask_at(height: int, width: int) -> np.ndarray:
+    stages = mask_stages(
+      *(probs, height, width),
+      threshold=threshold,
+      low=evaluation.hysteresis_low,
+      steps=evaluation.postprocess,
+    )
+    return list(stages.values())[-1]
+
+  case_id, view = photograph.case_id, photograph.view
+  mask, small = mask_at(photograph.height, photograph.width), mask_at(*probs.shape)
+  size = (view.shape[1], view.shape[0])
+  shown = mask if mask.shape == view.shape[:2] else mask_at(*view.shape[:2])
+  entropy = entropy_bits(probs)
+  enlarged = cv2.resize(entropy, size, interpolation=cv2.INTER_LINEAR)
+  write_color(output / "overlays" / f"{case_id}.png", outlined(view, shown, PREDICTION_COLOR))
+  write_grey(output / "uncertainty" / f"{case_id}.png", enlarged)
+  write_mask(output / "masks" / f"{case_id}{MASK_SUFFIX}.png", mask)
+  return {
+    "case_id": case_id,
+    "photograph": photograph.path.name,
+    "height": photograph.height,
+    "width": photograph.width,
+    "confidence": round(expected_dice(probs, small), 4),
+    "mean_entropy": round(float(entropy.mean()), 5),
+    "mean_disagreement": round(float(disagreement.mean()), 5),
+    **{name: _rounded(value) for name, value in measure_lesion(mask, mm_per_pixel).items()},
+  }
+
+
+def _rounded(value):
+  return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _finish(
+  output: Path,
+  done: Mapping[str, Mapping[str, Any]],
+  failed: Sequence[Mapping[str, str]],
+  review_below: float,
+) -> None:
+  """Sorts the table of measurements, and lists what a person should look at and what failed."""
+  rows = [done[case_id] for case_id in sorted(done)]
+  review = []
+  for row in sorted(rows, key=lambda row: float(row["confidence"])):
+    reasons = []
+    if not float(row["area_px"]):
+      reasons.append("no lesion found")
+    elif float(row["confidence"]) < review_below:
+      reasons.append(f"confidence under {review_below:g}")
+    if int(row["touches_frame"]):
+      reasons.append("lesion reaches the frame, so measurements are of its visible part")
+    if reasons:
+      review.append(
+        {
+          "case_id": row["case_id"],
+          "confidence": row["confidence"],
+          "reasons": "; ".join(reasons),
+        }
+      )
+  if rows:
+    report.write_csv(output / MEASUREMENTS_FILE, rows)
+  report.write_csv(output / REVIEW_FILE, review, ("case_id", "confidence", "reasons"))
+  report.write_csv(output / FAILED_FILE, failed, ("photograph", "reason"))

@@ -1,0 +1,118 @@
+"""The threshold that does best on the validation cases, chosen once and kept with the run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.inference import Network, predict_cases
+from medlitenet_jax.metrics import Confusion, scores_from_counts
+from medlitenet_jax.postprocess import PLAIN_THRESHOLD
+from medlitenet_jax.report import replace_file
+
+THRESHOLD_FILE = "threshold.json"
+STEPS = 100  # thresholds are multiples of 1 / STEPS
+
+
+def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """Dice of one case at every threshold.
+
+  Args:
+    probs: [S, S] float32.
+    truth: [H, W] uint8, 0 or 1; the probabilities are resized to it.
+
+  Returns:
+    [STEPS] float64; entry k is the Dice of the pixels at or above k / STEPS.
+  """
+  height, width = truth.shape
+  resized = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
+  place = np.minimum((resized * STEPS).astype(np.int32), STEPS - 1).ravel()
+  lesion = truth.ravel() == 1
+  # Pixels at or above each threshold: sums of the histogram from its end.
+  tp = np.bincount(place[lesion], minlength=STEPS)[::-1].cumsum()[::-1]
+  found = np.bincount(place, minlength=STEPS)[::-1].cumsum()[::-1]
+  fp, fn = found - tp, np.count_nonzero(lesion) - tp
+  return scores_from_counts(Confusion(tp, fp, fn, truth.size - tp - fp - fn))["dice"]
+
+
+def choose_threshold(
+  predict: Callable, networks: Sequence[Network], config: ConfigDict, workdir: Path
+) -> float:
+  """Finds the threshold of the highest mean Dice on the validation split.
+
+  Args:
+    predict: images by size to Maps.
+    networks: that it runs.
+    config: resolved.
+    workdir: receives `threshold.json`, which later predictions read.
+
+  Returns:
+    A multiple of 1 / STEPS in (0, 1); of equal ones the nearest to one half.
+
+  Raises:
+    InputError: if the scored split is the one that would choose.
+  """
+  if config.eval.split == "val":
+    raise InputError(
+      "config.eval.threshold=0 chooses the threshold on val, which is the split being scored; "
+      "give a number, or score another split"
+    )
+  source = create_source(config.data, "val", config.seed)
+  sizes = [network.image_size for network in networks]
+  cases = predict_cases(predict, source, sizes, config)
+  bar = tqdm(cases, total=len(source), unit="case", desc="threshold", dynamic_ncols=True)
+  dice = np.mean([dice_by_threshold(probs, case.mask) for case, probs, _ in bar], axis=0)
+  best = np.flatnonzero(dice[1:] == dice[1:].max()) + 1
+  chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)
+  record = {
+    "threshold": chosen,
+    "dice": float(dice.max()),
+    "dice_at_one_half": float(dice[round(PLAIN_THRESHOLD * STEPS)]),
+    "val_hash": split_hash(source.case_ids),
+    "made_by": _identity(networks, config),
+  }
+  replace_file(workdir / THRESHOLD_FILE, json.dumps(record, indent=2) + "\n")
+  return chosen
+
+
+def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Path) -> float:
+  """Reads the threshold that an evaluation has chosen for these networks.
+
+  Args:
+    networks: to be used.
+    config: resolved.
+    workdir: of the run or ensemble.
+
+  Returns:
+    The threshold.
+
+  Raises:
+    InputError: if none was chosen, or for other networks or another test-time augmentation.
+  """
+  path = workdir / THRESHOLD_FILE
+  try:
+    record = json.loads(path.read_text())
+    threshold, made_by = float(record["threshold"]), record["made_by"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{path}: holds no threshold, which config.eval.threshold=0 asks for; evaluate with that "
+      "setting first, or give a number"
+    ) from error
+  if made_by != _identity(networks, config):
+    raise InputError(
+      f"{path}: was chosen for another checkpoint or test-time augmentation; evaluate with "
+      "config.eval.threshold=0 again, or give a number"
+    )
+  return threshold
+
+
+def _identity(networks: Sequence[Network], config: ConfigDict) -> dict[str, Any]:
+  steps = [[network.origin["step"], network.image_size] for network in networks]
+  return {"steps_and_sizes": steps, "tta": config.eval.tta}

@@ -1,0 +1,84 @@
+"""The threshold chosen on validation: the one of the highest mean Dice, kept with its run."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from small_runs import resolved, write_case, write_splits
+
+from medlitenet_jax.ensemble import Maps
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.inference import Network
+from medlitenet_jax.threshold import (
+  THRESHOLD_FILE,
+  choose_threshold,
+  dice_by_threshold,
+  read_threshold,
+)
+
+NETWORK = Network(None, {}, 64, 1.0, {"step": 7}, {"train": [], "val": []})
+
+
+def test_dice_at_every_threshold():
+  rng = np.random.default_rng(0)
+  probs = cv2.GaussianBlur(rng.random((40, 40), np.float32), (0, 0), 2)
+  probs = (probs - probs.min()) / np.ptp(probs)
+  truth = (rng.random((40, 40)) < probs).astype(np.uint8)
+  dice = dice_by_threshold(probs, truth)
+  for k in range(100):
+    mask = probs >= np.float32(k / 100)
+    expected = 2 * (mask & (truth == 1)).sum() / (mask.sum() + truth.sum())
+    assert dice[k] == pytest.approx(expected, abs=2e-3)
+
+
+def test_dice_at_the_size_of_the_truth():
+  probs = np.zeros((8, 8), np.float32)
+  probs[:, 4:] = 1
+  truth = np.zeros((80, 40), np.uint8)
+  truth[:, 20:] = 1
+  assert dice_by_threshold(probs, truth)[50] == 1
+  assert dice_by_threshold(np.zeros((8, 8), np.float32), 0 * truth)[1:].min() == 1
+
+
+@pytest.fixture
+def config(tmp_path):
+  for number in range(4):
+    write_case(tmp_path / "data", f"case{number}", number, (64, 64))
+  write_splits(tmp_path / "data", {f"case{i}": "val" for i in range(4)})
+  return resolved(data__source="folder", data__root=str(tmp_path / "data"), eval__threshold=0.0)
+
+
+def darkness(images):
+  """Dark pixels have a probability of 0.3, others of 0.1."""
+  probs = np.where(images[64].mean(axis=-1) < 140, 0.3, 0.1).astype(np.float32)
+  return Maps(probs, np.zeros_like(probs))
+
+
+def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
+  chosen = choose_threshold(darkness, [NETWORK], config, tmp_path)
+  assert 0.1 < chosen <= 0.3
+  record = json.loads((tmp_path / THRESHOLD_FILE).read_text())
+  assert record["threshold"] == chosen
+  assert record["dice"] > 0.97 and record["dice_at_one_half"] < 0.1
+  assert read_threshold([NETWORK], config, tmp_path) == chosen
+
+
+def test_never_on_the_split_that_is_scored(config, tmp_path):
+  with config.unlocked():
+    config.eval.split = "val"
+  with pytest.raises(InputError, match="split being scored"):
+    choose_threshold(darkness, [NETWORK], config, tmp_path)
+
+
+def test_a_threshold_of_another_network_is_refused(config, tmp_path):
+  with pytest.raises(InputError, match="holds no threshold"):
+    read_threshold([NETWORK], config, tmp_path)
+  choose_threshold(darkness, [NETWORK], config, tmp_path)
+  other = NETWORK._replace(origin={"step": 8})
+  with pytest.raises(InputError, match="another checkpoint"):
+    read_threshold([other], config, tmp_path)
+  with config.unlocked():
+    config.eval.tta = "six"
+  with pytest.raises(InputError, match="another checkpoint"):
+    read_threshold([NETWORK], config, tmp_path)
