@@ -138,9 +138,10 @@ def fold_asymmetry(mask: np.ndarray) -> float:
   The lesion is folded over either principal axis through its centroid; what does not overlap,
   |L xor mirrored L| / (2 area), is averaged over the two (Stoecker et al. 1992, "Automatic
   detection of asymmetry in skin tumors"). A lesion over `FOLDED_SIZE` long is first averaged over
-  squares of whole pixels, and interpolation lies between the pixels of a mirrored one. A symmetrical
-  lesion has 0 where the grid is symmetrical too, and otherwise up to about 1 / (its width in px).
-  Of a lesion without a longest direction (a disc, a square) the axes hang on its last pixels.
+  squares of whole pixels, and interpolation lies between the pixels of a mirrored one. A
+  symmetrical lesion has 0 where the grid is symmetrical too, and otherwise up to about 1 / (its
+  width in px). Of a lesion without a longest direction (a disc, a square) the axes hang on its last
+  pixels.
 
   Args:
     mask: [H, W] uint8, 0 or 1, not empty; the lesion's bounding box.

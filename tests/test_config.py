@@ -42,7 +42,8 @@ def test_every_recipe_resolves(name, platform):
   values = dict(flatten(config))
   assert set(values) == set(dict(flatten(get_config())))
   assert None not in values.values() and "auto" not in values.values()
-  assert config.eval.image_size == config.train.image_sizes[-1]
+  own = bool(config.ensemble.members)  # each member has a size of its own
+  assert config.eval.image_size == (0 if own else config.train.image_sizes[-1])
   AugmentPolicy(**config.augment)
 
 
