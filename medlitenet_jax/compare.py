@@ -1,6 +1,5 @@
 """Comparison of evaluations: one table, paired tests case by case, pictures side by side."""
 
-import html
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from medlitenet_jax.data.image_files import read_mask
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluate import CASES_FILE, MASK_FOLDER, SUMMARY_FILE
-from medlitenet_jax.evaluation_page import html_table, page, picture, svg
 from medlitenet_jax.figures import (
   PREDICTION_COLOR,
   TRUTH_COLOR,
@@ -24,6 +22,7 @@ from medlitenet_jax.figures import (
   draw_side_by_side,
   outlined,
 )
+from medlitenet_jax.html_page import Html, html_table, join, page, picture, svg, tag
 from medlitenet_jax.statistics import holm, paired_difference
 
 logger = logging.getLogger(__name__)
@@ -279,39 +278,60 @@ def _pictures(evaluations: Sequence[Evaluation], source: Source) -> list[dict[st
   return chosen
 
 
-def _body(evaluations, result, pictures) -> str:
+def _body(evaluations, result, pictures) -> Html:
   """The page between its title and its end."""
-  parts = ["<h2>Results</h2>", html_table(*_results_table(evaluations))]
+  columns, rows = _results_table(evaluations)
+  scores = html_table(columns[:-2], [row[:-2] for row in rows])
+  protocols = [
+    tag("p", tag("strong", row[0]), ": ", row[-2], tag("br"), tag("code", row[-1].strip("`")))
+    for row in rows
+  ]
+  parts = [
+    tag("h1", "Comparison of evaluations"),
+    tag("h2", "Scores"),
+    scores,
+    tag("h2", "Protocols and commands"),
+    *protocols,
+  ]
   differences = result["protocol_differences"]
   if differences:
-    rows = [(name, *map(str, values)) for name, values in differences.items()]
+    changed = [(name, *map(str, values)) for name, values in differences.items()]
     parts += [
-      "<h2>Where the protocols differ</h2>",
-      html_table(("field", *(e.name for e in evaluations)), rows),
+      tag("h2", "Where the protocols differ"),
+      html_table(("field", *(e.name for e in evaluations)), changed),
     ]
   if result["tests"]:
+    note = (
+      "Each case is scored by both; the interval is a percentile bootstrap of the mean difference, "
+      "p the Wilcoxon signed-rank test's, adjusted for the number of tests by Holm's method."
+    )
     parts += [
-      "<h2>Paired tests over cases</h2>",
+      tag("h2", "Paired tests over cases"),
       html_table(*_tests_table(result["tests"])),
-      "<p>Each case is scored by both; the interval is a percentile bootstrap of the mean "
-      "difference, p the Wilcoxon signed-rank test's, adjusted for the number of tests by "
-      "Holm's method.</p>",
-      "<h2>Dice case by case</h2>",
-      svg(_scatter(evaluations)),
+      tag("p", note),
+      tag("h2", "Dice case by case"),
+      tag("div", svg(_scatter(evaluations), "Dice of each case in two evaluations")),
     ]
   if pictures:
-    title = "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"
-    parts.append(f"<h2>{title}</h2><p>Truth green, prediction yellow.</p>")
+    parts.append(tag("h2", "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"))
+    parts.append(tag("p", "Truth green, prediction yellow."))
   for shown in pictures:
     case = shown["case"]
     truth = outlined(case.image, case.mask, TRUTH_COLOR)
     views = [
-      f"<figure>{picture(outlined(truth, mask, PREDICTION_COLOR), f'{case.case_id}, {e.name}')}"
-      f"<figcaption>{html.escape(e.name)}: Dice {dice:.3f}</figcaption></figure>"
+      tag(
+        "figure",
+        tag(
+          "div",
+          picture(outlined(truth, mask, PREDICTION_COLOR), f"{case.case_id}, {e.name}"),
+          class_="pair",
+        ),
+        tag("figcaption", f"{e.name}: Dice {dice:.3f}"),
+      )
       for e, mask, dice in zip(evaluations, shown["predictions"], shown["dice"], strict=True)
     ]
-    parts.append(f"<h3>{html.escape(case.case_id)}</h3><div class='cases'>{''.join(views)}</div>")
-  return "\n".join(parts)
+    parts += [tag("h3", case.case_id), tag("div", *views, class_="cases")]
+  return join(*parts)
 
 
 def _scatter(evaluations: Sequence[Evaluation]) -> Figure:

@@ -200,15 +200,14 @@ def for_evaluation(
     InputError: if an override would make another network, or its value cannot be used.
   """
   known = dict(flatten(saved))
-  tree = saved.to_dict()
-  for field, value in flatten(recipe):
-    if field not in known and field.startswith(EVALUATION_FIELDS):
-      *sections, name = field.split(".")
-      functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)[name] = (
-        value
-      )
-  config = ConfigDict(tree).lock()
-  with config.unlocked():
+  try:
+    tree = saved.to_dict()
+    for field, value in flatten(recipe):
+      if field not in known and field.startswith(EVALUATION_FIELDS):
+        *sections, name = field.split(".")
+        group = functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)
+        group[name] = value
+    config = ConfigDict(tree)
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):
         config.update_from_flattened_dict({field: value})
@@ -217,9 +216,8 @@ def for_evaluation(
           f"config.{field} is {known.get(field)!r} in the workdir and cannot be changed to "
           f"{value!r} after training"
         )
-  try:
     return resolve(config, platform)
-  except (KeyError, AttributeError) as error:
+  except (KeyError, AttributeError, TypeError) as error:
     raise InputError(
       f"{CONFIG_FILE} of the workdir lacks a field ({str(error).splitlines()[0]}); it was made by "
       "another version of this project, so evaluate it with that one"

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from medlitenet_jax import charts
 from medlitenet_jax.html_page import EMPTY, Html, html_table, join, number, page, svg, tag
-from medlitenet_jax.html_page import picture as picture  # for other pages
 from medlitenet_jax.page_cases import PageCase, case_groups, case_names
 from medlitenet_jax.surface import BOUNDARY_TOLERANCE
 
@@ -46,8 +45,8 @@ TERMS = {
   "Threshold Jaccard": "IoU of a case, or 0 where it is under 0.65.",
   "HD95": "95th percentile of the distances from each border pixel of either mask to the nearest "
   "one of the other, in pixels of the photograph. Undefined where one mask is empty.",
-  "ASSD": "mean of the two directions' mean distances between the borders, in pixels of the "
-  "photograph. Undefined where one mask is empty.",
+  "ASSD": "mean of the same distances, in pixels of the photograph. Undefined where one mask is "
+  "empty.",
   "Boundary F": "harmonic mean of the share of the predicted border that lies near the true one "
   f"and the share the other way round; near is {100 * BOUNDARY_TOLERANCE:g} % of the photograph's "
   "diagonal.",

@@ -14,6 +14,11 @@ FOLDED_SIZE = 512  # px; the longer side of a lesion that is folded is reduced t
 # Vossepoel and Smeulders 1982: what a chain code's steps along the grid, its diagonal steps and its
 # corners count for, so that straight lines of every direction have their length on average.
 EVEN_STEP, ODD_STEP, CORNER = 0.980, 1.406, -0.091
+# What a closed curve gains when it is moved from the border pixels' centres to the lesion's edge.
+# Along the rows or the columns, whichever cross the edge less aslant, that edge lies half a pixel
+# further on average; square to an edge that stands at an angle of up to 45 degrees to the grid, it
+# is cos(angle) / 2. Summed over all directions: eight times the integral over those 45 degrees.
+OUTWARDS = 2 * 2**0.5
 
 
 def measure_lesion(
@@ -81,9 +86,12 @@ def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:
 
   Each step of a contour from pixel to pixel and each change of direction counts as Vossepoel and
   Smeulders have it (1982, "Vector code probability and metrication error in the representation of
-  straight lines of finite length"). The contours run through the centres of the lesion's border
-  pixels, those of holes too, half a pixel inside the lesion: moving a closed curve outwards by 1/2
-  adds pi to its length, and moving it into a hole takes pi away.
+  straight lines of finite length"). A contour runs through the centres of border pixels, that of a
+  hole too: from there to the lesion's edge a region's outline grows by `OUTWARDS` and a hole's
+  shrinks by it. (With a plain half pixel it would be pi, 0.4 % too much for a disc of radius 10.)
+  Discs of radius 10 to 200 come out within 1.5 % and without bias. So do straight edges on average
+  over their directions; along the grid, at worst, they come out 2 % short, and the four corners of
+  a rectangle lose 1.5 pixels more.
 
   Args:
     contours: at least one, [N, 1, 2] int32 each, every step one to a neighbour of eight, as
@@ -105,7 +113,7 @@ def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:
     + ODD_STEP * np.count_nonzero(moved == 2)
     + CORNER * np.count_nonzero(corners)
   )
-  return float(length + np.pi * (len(contours) - 2 * holes))
+  return float(length + OUTWARDS * (len(contours) - 2 * holes))
 
 
 def feret_diameters(points: np.ndarray) -> tuple[float, float]:
@@ -150,13 +158,17 @@ def fold_asymmetry(mask: np.ndarray) -> float:
     In [0, 1]; 0 for a symmetrical lesion.
   """
   cover = _reduced(mask)
-  moments = cv2.moments(cover)
-  centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+  # Not `cv2.moments`, which takes an array two pixels wide for a list of points.
+  weight = cover.sum(dtype=np.float64)
+  x, y = (np.arange(length, dtype=np.float64) for length in cover.shape[::-1])
+  columns, rows = (cover.sum(axis=axis, dtype=np.float64) for axis in (0, 1))
+  centre = np.array([columns @ x, rows @ y]) / weight
+  x, y = x - centre[0], y - centre[1]
+  spread = np.array([columns @ x**2, rows @ y**2])
   # Twice the angle of the longer axis, as a vector: the reflection needs nothing else of it.
-  double = np.array([moments["mu20"] - moments["mu02"], 2 * moments["mu11"]])
+  double = np.array([spread[0] - spread[1], 2 * (y @ cover @ x)])
   strength = np.hypot(*double)
-  round_off = 1e-9 * (moments["mu20"] + moments["mu02"])
-  cos, sin = double / strength if strength > round_off else (1.0, 0.0)
+  cos, sin = double / strength if strength > 1e-9 * spread.sum() else (1.0, 0.0)
   fold = np.array([[cos, sin], [sin, -cos]])
   shared = 0.0
   for reflection in (fold, -fold):
@@ -165,7 +177,7 @@ def fold_asymmetry(mask: np.ndarray) -> float:
     mirrored = cv2.warpAffine(cover, matrix, cover.shape[::-1], flags=flags)
     # What is mirrored out of the box meets no lesion, so the overlap says all there is to say.
     shared += np.minimum(cover, mirrored).sum(dtype=np.float64) / 2
-  return float(np.clip(1 - shared / moments["m00"], 0, 1))
+  return float(np.clip(1 - shared / weight, 0, 1))
 
 
 def _reduced(mask: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import importlib
 import json
 
 import pytest
+from ml_collections import ConfigDict
 from small_runs import MODEL, ROOT, resolved, small_config
 
 from configs.base import get_config
@@ -185,7 +186,9 @@ def test_what_is_no_configuration_is_refused(tmp_path, text):
   assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("missing", ["eval", "data", "precision", "model.mixer_dim", "eval.split"])
+@pytest.mark.parametrize(
+  "missing", ["train", "model.variant", "model.mixer_dim", "optim.clip_norm"]
+)
 def test_configuration_without_a_field_is_refused(tmp_path, missing):
   tree = resolved().to_dict()
   *path, leaf = missing.split(".")
@@ -195,14 +198,14 @@ def test_configuration_without_a_field_is_refused(tmp_path, missing):
   del node[leaf]
   (tmp_path / "config.json").write_text(json.dumps(tree))
   with pytest.raises(InputError):
-    for_evaluation(config_lib.load(tmp_path), {}, "cpu")
+    for_evaluation(config_lib.load(tmp_path), {}, "cpu", get_config())
 
 
 @pytest.mark.parametrize("text", ['{"model": 3}', '{"model": {}}', '{"model": null, "seed": "x"}'])
 def test_configuration_of_something_else_is_refused(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(InputError):
-    for_evaluation(config_lib.load(tmp_path), {}, "cpu")
+    for_evaluation(config_lib.load(tmp_path), {}, "cpu", get_config())
 
 
 def test_differences_are_of_what_is_learned():
@@ -232,6 +235,7 @@ def test_differences_notice_every_other_field():
   free = (
     *("data.root", "data.num_threads", "data.prefetch_batches", "train.log_every_steps"),
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
+    *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),
   )
   for field, value in flatten(old):
     changed = with_fields(old, **{field.replace(".", "__"): ("other", value)})
@@ -258,7 +262,7 @@ def test_evaluation_takes_its_own_fields():
     "precision": "bfloat16",
     "seed": 0,
   }
-  config = for_evaluation(saved, overrides, "cpu")
+  config = for_evaluation(saved, overrides, "cpu", get_config())
   values = dict(flatten(config))
   assert config.is_locked and {name: values[name] for name in overrides} == overrides
   others = dict(flatten(saved))
@@ -272,17 +276,33 @@ def test_evaluation_takes_its_own_fields():
 )
 def test_evaluation_refuses_another_network(field, value):
   with pytest.raises(InputError, match=rf"config\.{field}"):
-    for_evaluation(resolved(), {field: value}, "cpu")
+    for_evaluation(resolved(), {field: value}, "cpu", get_config())
+
+
+@pytest.mark.parametrize("missing", ["eval", "ensemble", "eval.hysteresis_low", "data.num_threads"])
+def test_fields_of_evaluation_that_a_run_does_not_know_are_the_recipes(missing):
+  """A run that is older than a field of evaluation can still be evaluated."""
+  tree = resolved().to_dict()
+  *path, leaf = missing.split(".")
+  del (tree[path[0]] if path else tree)[leaf]
+  config = for_evaluation(ConfigDict(tree), {}, "cpu", get_config())
+  expected = dict(flatten(resolve(get_config(), "cpu")))
+  for field, value in flatten(config):
+    if field.startswith(missing) and field != "eval.image_size":
+      assert value == expected[field]
+  assert config.model == resolved().model
 
 
 def test_evaluation_checks_values():
   for field, value in (("eval.threshold", 1.5), ("eval.image_size", 100), ("eval.split", "x")):
     with pytest.raises(InputError, match=rf"config\.{field}"):
-      for_evaluation(resolved(), {field: value}, "cpu")
+      for_evaluation(resolved(), {field: value}, "cpu", get_config())
 
 
 def test_evaluation_size_0_is_the_last_of_training():
-  config = for_evaluation(resolved(eval__image_size=64), {"eval.image_size": 0}, "cpu")
+  config = for_evaluation(
+    resolved(eval__image_size=64), {"eval.image_size": 0}, "cpu", get_config()
+  )
   assert config.eval.image_size == 96
 
 

@@ -149,7 +149,7 @@ def test_a_turned_ellipse(a, b):
     assert row["border_irregularity"] == pytest.approx(compactness, rel=0.04)
 
 
-@pytest.mark.parametrize(("width", "height"), [(30, 20), (60, 60), (100, 40), (300, 200)])
+@pytest.mark.parametrize(("width", "height"), [(50, 40), (60, 60), (100, 40), (300, 200)])
 def test_a_turned_rectangle(width, height):
   for degrees, offset in [*turns(12), (0, (0.1, 0.2)), (45, (0.1, 0.2)), (90, (0.1, 0.2))]:
     row = measure_lesion(rectangle(width, height, degrees, offset))
@@ -159,6 +159,15 @@ def test_a_turned_rectangle(width, height):
     assert row["smallest_diameter_px"] == pytest.approx(min(width, height), abs=1.5)
     if width != height:  # a square has no longer axis to fold over
       assert row["asymmetry"] <= 1 / height
+
+
+@pytest.mark.parametrize("radius", [10, 15, 30, 100])
+def test_the_perimeter_of_discs_is_unbiased(radius):
+  ratios = [
+    measure_lesion(disc(radius, offset))["perimeter_px"] / (2 * np.pi * radius)
+    for _, offset in turns(60)
+  ]
+  assert np.mean(ratios) == pytest.approx(1, abs=0.003)
 
 
 def test_the_perimeter_is_unbiased_over_directions():
@@ -188,12 +197,12 @@ def test_a_hole_has_an_outline_too(outer, inner):
     (".#. ### .#.", 0, 4, 4, 1),
     ("#.. .#. ..#", 0, 4, 2, 1),
     ("##.# ##.#", 4 + 2, 0, 4 + 2, 2),
-    ("### #.# ###", 8, 4, 4 + 4, 0),  # pi outside, less pi in the hole
+    ("### #.# ###", 8, 4, 4 + 4, 0),  # what the outline gains the hole loses
   ],
 )
 def test_steps_and_corners_of_small_outlines(rows, even, odd, corners, contours):
   mask = np.array([[int(c == "#") for c in row] for row in rows.split()], np.uint8)
-  expected = 0.980 * even + 1.406 * odd - 0.091 * corners + np.pi * contours
+  expected = 0.980 * even + 1.406 * odd - 0.091 * corners + 8**0.5 * contours
   assert measure_lesion(mask)["perimeter_px"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -217,6 +226,11 @@ def test_regions_touch_across_corners():
     assert measure_lesion(mask)["regions"] == label(mask, np.ones((3, 3)))[1]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 7), (7, 2), (2, 700)])
+def test_narrow_lesions_are_symmetrical(shape):
+  assert measure_lesion(np.ones(shape, np.uint8))["asymmetry"] == pytest.approx(0, abs=1e-6)
+
+
 def test_asymmetry_by_its_definition():
   found = []
   for mask in blobs():
@@ -225,7 +239,7 @@ def test_asymmetry_by_its_definition():
   assert np.ptp(found) > 0.3
 
 
-@pytest.mark.parametrize(("base", "height"), [(100, 160), (90, 60), (900, 1500)])
+@pytest.mark.parametrize(("base", "height"), [(100, 160), (90, 60), (450, 750)])
 def test_asymmetry_of_a_triangle(base, height):
   """Over its axis nothing is lost; over the line through its centroid a third, so 1/6 in mean.
 
@@ -309,11 +323,11 @@ def test_one_pixel():
   mask[4, 7] = 1
   expected = {
     "area_px": 1,
-    "perimeter_px": np.pi,
+    "perimeter_px": 8**0.5,
     "largest_diameter_px": 2**0.5,
     "smallest_diameter_px": 1,
     "asymmetry": 0,
-    "border_irregularity": np.pi / 4,
+    "border_irregularity": 2 / np.pi,
     "area_fraction": 1 / 1200,
     "regions": 1,
     "touches_frame": 0,
