@@ -26,7 +26,7 @@ from medlitenet_jax.threshold import choose_threshold
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE, CASES_FILE = "summary.json", "cases.csv"
-MASK_FOLDER, UNCERTAINTY_FOLDER = "masks", "uncertainty"
+MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER = "masks", "uncertainty", "disagreement"
 GRID_ROWS = 8
 PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
 
@@ -57,7 +57,7 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   shutil.rmtree(folder, ignore_errors=True)
-  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER):
+  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
     (folder / name).mkdir(parents=True)
   calibration = Calibration()
   rows, stages = [], []
@@ -92,21 +92,19 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
 def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:
   """Counts the cases that a network has seen; an ensemble that has seen any is refused."""
   scored = set(case_ids)
-  seen = {
-    use: len(scored & {case_id for network in networks for case_id in network.seen[name]})
-    for use, name in (("cases_trained_on", "train"), ("cases_selected_by", "val"))
-  }
-  for use, count in seen.items():
+  seen = {}
+  for use, name in (("trained on", "train"), ("selected by", "val")):
+    count = len(scored & {case_id for network in networks for case_id in network.seen[name]})
     if count and len(networks) > 1:
       raise InputError(
-        f"config.eval.split={split}: the members of the ensemble were {use.split('_', 1)[1]} "
-        f"{count} of its {len(scored)} cases, so its scores would say nothing; choose another split"
+        f"config.eval.split={split}: the members of the ensemble were {use} {count} of its "
+        f"{len(scored)} cases, so its scores would say nothing; choose another split"
       )
     if count:
       logger.warning(
-        "The network was %s %d of the %d cases that are scored.",
-        *(use.split("_", 1)[1].replace("_", " "), count, len(scored)),
+        "The network was %s %d of the %d cases that are scored.", use, count, len(scored)
       )
+    seen[f"cases_{use.replace(' ', '_')}"] = count
   return seen
 
 
@@ -114,6 +112,8 @@ def _write_case(folder: Path, scored: CaseScore) -> None:
   case_id = scored.row["case_id"]
   write_mask(folder / MASK_FOLDER / f"{case_id}{MASK_SUFFIX}.png", scored.prediction)
   write_grey(folder / UNCERTAINTY_FOLDER / f"{case_id}.png", scored.entropy)
+  # A standard deviation of probabilities is at most one half: white.
+  write_grey(folder / DISAGREEMENT_FOLDER / f"{case_id}.png", 2 * scored.disagreement)
 
 
 def _protocol(

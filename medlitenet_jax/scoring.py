@@ -27,12 +27,14 @@ class CaseScore(NamedTuple):
     stages: the six scores after each step of the mask's making, by its name.
     prediction: [H, W] uint8, 0 or 1, the mask at the photograph's own size.
     entropy: [S, S] float32, bits.
+    disagreement: [S, S] float32, standard deviation over networks and views.
   """
 
   row: dict[str, Any]
   stages: dict[str, dict[str, float]]
   prediction: np.ndarray
   entropy: np.ndarray
+  disagreement: np.ndarray
 
 
 def plain_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -109,7 +111,8 @@ def score_case(
     "mean_disagreement": float(disagreement.mean()),
     **{f"{AT_NETWORK_SIZE}{name}": int(n) for name, n in small_counts._asdict().items()},
   }
-  return CaseScore(row, {name: _scores(c) for name, c in counts.items()}, prediction, entropy)
+  effects = {name: _scores(c) for name, c in counts.items()}
+  return CaseScore(row, effects, prediction, entropy, disagreement)
 
 
 def summarise_scores(

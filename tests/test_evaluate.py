@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_runs import (
   MODEL,
+  ROOT,
   compiled_as_by_launch,
   copy_of_run,
   launch,
@@ -141,6 +142,58 @@ def test_summary_says_how_it_was_scored(evaluated):
       dice[row["step"]] = row["dice"]
   assert protocol["checkpoint"]["step"] == max(dice, key=dice.get)
   assert protocol["checkpoint"]["validation"]["dice"] == max(dice.values())
+
+
+def test_uncertainty_is_drawn_for_every_case(evaluated, tmp_path):
+  """One network that looks once does not disagree with itself; six views do."""
+  workdir = copy_of_run(tmp_path)
+  run_in_process(workdir, eval__tta="six", data__max_eval_images=2)
+  for folder, cases, disagrees in ((evaluated, 6, False), (workdir, 2, True)):
+    means = {"uncertainty": [], "disagreement": []}
+    for kind, values in means.items():
+      for path in (folder / "eval" / "test" / kind).iterdir():
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert picture.shape == (96, 96) and picture.dtype == np.uint8
+        values.append(picture.mean())
+      assert len(values) == cases
+    assert min(means["uncertainty"]) > 0
+    assert (max(means["disagreement"]) > 0) == disagrees
+
+
+def test_members_that_have_seen_a_case_are_refused(tmp_path):
+  members = (str(copy_of_run(tmp_path)),) * 2
+  config = resolved(ensemble__members=members, eval__split="val")
+  with pytest.raises(InputError, match="selected by 3 of its 3 cases"):
+    evaluate(config, tmp_path / "ensemble", "a test")
+  assert not (tmp_path / "ensemble" / "eval").exists()
+
+
+def test_an_ensemble_is_scored_and_found_again(tmp_path):
+  """By command, from its recipe; afterwards its folder alone is enough."""
+  members = (str(copy_of_run(tmp_path)),) * 2
+  workdir = tmp_path / "ensemble"
+  fields = [f"--config.ensemble.members={members!r}", "--config.data.source=synthetic"]
+  fields += ["--config.data.synthetic.num_test=2", "--config.data.synthetic.image_size=80"]
+  recipe = "--config=" + str(ROOT / "configs" / "ensemble.py")
+  done = launch(recipe, "--mode=evaluate", f"--workdir={workdir}", *fields)
+  assert done.returncode == 0, done.stderr
+  summary = summary_of(workdir)
+  assert summary["protocol"]["model"] == "ensemble" and summary["cases"] == 2
+  assert [m["weight"] for m in summary["protocol"]["members"]] == [0.5, 0.5]
+  assert summary["protocol"]["test_time_augmentation"] == "six"
+  again = launch("--mode=evaluate", f"--workdir={workdir}")
+  assert again.returncode == 0, again.stderr
+  assert leaves(summary_of(workdir)) == leaves(summary)
+
+
+def test_threshold_of_validation_is_used_and_reported(tmp_path):
+  workdir = copy_of_run(tmp_path)
+  summary = run_in_process(workdir, eval__threshold=0.0, data__max_eval_images=2)
+  chosen = json.loads((workdir / "threshold.json").read_text())["threshold"]
+  assert summary["protocol"]["threshold"] == chosen
+  assert "val" in summary["protocol"]["threshold_chosen_on"]
+  with pytest.raises(InputError, match="split being scored"):
+    run_in_process(workdir, eval__threshold=0.0, eval__split="val")
 
 
 def test_grid_is_a_picture(evaluated):
