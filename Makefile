@@ -17,8 +17,9 @@ quickstart: install
 	$(PY) launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 	$(PY) launch.py --mode=evaluate --workdir=runs/quickstart
 
+# Two processes: most tests keep one core busy. A file stays in one, which shares what it compiled.
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile
 
 lint: install
 	$(PY) -m ruff check .
