@@ -6,8 +6,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from medlitenet_jax.statistics import summarise
-
 BAND_FRACTION = 0.05  # of the side, on either side of the border
 
 
@@ -33,29 +31,18 @@ def border_contrast(image: np.ndarray, mask: np.ndarray) -> float:
   return float(np.linalg.norm(lab[inside].mean(axis=0) - lab[outside].mean(axis=0)))
 
 
-def by_tercile(
-  rows: Sequence[Mapping[str, Any]], figure: str, names: Sequence[str]
-) -> list[dict[str, Any]]:
-  """Scores of the cases with the lowest, the middle and the highest values of a figure.
+def terciles(rows: Sequence[Mapping[str, Any]], figure: str) -> list[list[Mapping[str, Any]]]:
+  """Parts the cases into those with the lowest, the middle and the highest values of a figure.
 
   Args:
     rows: a mapping a case.
     figure: name of the column to sort by; cases without it (nan) are in no tercile.
-    names: of the scores.
 
   Returns:
-    "from", "to", "cases" and "scores" of each tercile that has a case; their sizes differ by one
-    at most.
+    The rows of each tercile that has one, in order of the figure; their numbers differ by one at
+    most.
   """
   known = [row for row in rows if np.isfinite(row[figure])]
   order = sorted(known, key=lambda row: row[figure])
-  parts = [part for part in np.array_split(np.arange(len(order)), 3) if len(part)]
-  return [
-    {
-      "from": float(order[part[0]][figure]),
-      "to": float(order[part[-1]][figure]),
-      "cases": len(part),
-      "scores": summarise([order[i] for i in part], names),
-    }
-    for part in parts
-  ]
+  parts = np.array_split(np.arange(len(order)), 3)
+  return [[order[i] for i in part] for part in parts if len(part)]

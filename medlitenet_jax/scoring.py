@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from medlitenet_jax import metrics
 from medlitenet_jax.data.resize import resize_mask
 from medlitenet_jax.data.sources import Case
-from medlitenet_jax.difficulty import border_contrast, by_tercile
+from medlitenet_jax.difficulty import border_contrast, terciles
 from medlitenet_jax.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.postprocess import PLAIN_THRESHOLD, mask_stages
 from medlitenet_jax.statistics import Calibration, rank_correlation, summarise
@@ -134,24 +134,24 @@ def summarise_scores(
   Returns:
     What `summary.json` holds beside the protocol.
   """
-  names = (*metrics.SCORES, *SURFACE_SCORES)
-  own = summarise(rows, names)
-  small = [
-    _scores(metrics.Confusion(*(row[AT_NETWORK_SIZE + n] for n in metrics.Confusion._fields)))
-    for row in rows
-  ]
+  own = summarise(rows, (*metrics.SCORES, *SURFACE_SCORES))
   return {
     **{name: own[name] for name in metrics.SCORES},
     "cases": len(rows),
     "boundary": {name: own[name] for name in SURFACE_SCORES},
-    "pooled": metrics.pooled_scores(rows),
-    "network_size": {
-      "size": image_size,
-      "per_image": summarise(small, metrics.SCORES),
-      "pooled": metrics.pooled_scores(rows, AT_NETWORK_SIZE),
-    },
+    **_other_ways(rows, image_size),
     "terciles": {
-      figure: by_tercile(rows, figure, names) for figure in ("lesion_fraction", "contrast")
+      figure: [
+        {
+          "from": float(part[0][figure]),
+          "to": float(part[-1][figure]),
+          "cases": len(part),
+          "scores": summarise(part, (*metrics.SCORES, *SURFACE_SCORES)),
+          **_other_ways(part, image_size),
+        }
+        for part in terciles(rows, figure)
+      ]
+      for figure in ("lesion_fraction", "contrast")
     },
     "steps": [
       {"step": step, "scores": summarise([case[step] for case in stages], metrics.SCORES)}
@@ -160,6 +160,22 @@ def summarise_scores(
     "confidence": _confidence(rows, review_below),
     "calibration": calibration.summary(),
     "worst": [row["case_id"] for row in sorted(rows, key=lambda r: r["dice"])[:WORST_CASES]],
+  }
+
+
+def _other_ways(rows: Sequence[Mapping[str, Any]], image_size: int) -> dict[str, Any]:
+  """The same cases as other papers score them: pooled over pixels, and at the network's size."""
+  small = [
+    _scores(metrics.Confusion(*(row[AT_NETWORK_SIZE + n] for n in metrics.Confusion._fields)))
+    for row in rows
+  ]
+  return {
+    "pooled": metrics.pooled_scores(rows),
+    "network_size": {
+      "size": image_size,
+      "per_image": summarise(small, metrics.SCORES),
+      "pooled": metrics.pooled_scores(rows, AT_NETWORK_SIZE),
+    },
   }
 
 

@@ -188,6 +188,19 @@ def write_case(root: Path, case_id: str, number: int = 0, size=(70, 90), suffix:
   return image, mask
 
 
+# None of the reduced network's size and none like another; batches of 4 do not divide them.
+SIZES = {"c": (70, 90), "a": (130, 60), "f": (96, 200), "b": (61, 61), "e": (64, 45), "d": (99, 98)}
+
+
+def write_sizes(root: Path) -> Path:
+  """Writes a test split of photographs of `SIZES`, and a training case."""
+  for number, (case_id, size) in enumerate(SIZES.items()):
+    write_case(root, case_id, number, size)
+  write_case(root, "other", 9)
+  write_splits(root, dict.fromkeys(SIZES, "test") | {"other": "train"})
+  return root
+
+
 def write_splits(root: Path, splits: dict[str, str]) -> None:
   """Writes `splits.csv`."""
   lines = [f"{case_id},{split}" for case_id, split in splits.items()]

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from medlitenet_jax.difficulty import border_contrast, by_tercile
+from medlitenet_jax.difficulty import border_contrast, terciles
 
 
 def disc(size=100, radius=25):
@@ -40,14 +40,15 @@ def test_no_border_no_contrast(mask):
 
 def test_terciles_part_the_cases_by_rank():
   rng = np.random.default_rng(1)
-  rows = [{"size": s, "dice": s / 20} for s in rng.permutation(20).astype(float)]
-  rows.append({"size": np.nan, "dice": 0.0})
-  parts = by_tercile(rows, "size", ("dice",))
-  assert [p["cases"] for p in parts] == [7, 7, 6]
-  assert [(p["from"], p["to"]) for p in parts] == [(0, 6), (7, 13), (14, 19)]
-  assert [p["scores"]["dice"]["mean"] for p in parts] == pytest.approx([3 / 20, 0.5, 16.5 / 20])
+  rows = [{"size": s} for s in (*rng.permutation(20).astype(float), np.nan)]
+  parts = terciles(rows, "size")
+  assert [[row["size"] for row in part] for part in parts] == [
+    list(range(7)),
+    list(range(7, 14)),
+    list(range(14, 20)),
+  ]
 
 
 def test_terciles_of_few_cases():
-  assert by_tercile([], "size", ("dice",)) == []
-  assert [p["cases"] for p in by_tercile([{"size": 1.0, "dice": 1.0}], "size", ("dice",))] == [1]
+  assert terciles([], "size") == []
+  assert terciles([{"size": 1.0}], "size") == [[{"size": 1.0}]]

@@ -9,12 +9,14 @@ import pytest
 from small_runs import (
   MODEL,
   ROOT,
+  SIZES,
   compiled_as_by_launch,
   copy_of_run,
   launch,
   resolved,
   small_config,
   write_case,
+  write_sizes,
   write_splits,
 )
 
@@ -25,19 +27,12 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluate import evaluate
 
 SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity", "threshold_jaccard")
-# Six cases, which batches of 4 do not divide, none of the network's size and none like another.
-SIZES = {"c": (70, 90), "a": (130, 60), "f": (96, 200), "b": (61, 61), "e": (64, 45), "d": (99, 98)}
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
   """A folder with a test split of six photographs of six sizes, and a training case."""
-  root = tmp_path_factory.mktemp("photographs")
-  for number, (case_id, size) in enumerate(SIZES.items()):
-    write_case(root, case_id, number, size)
-  write_case(root, "other", 9)
-  write_splits(root, dict.fromkeys(SIZES, "test") | {"other": "train"})
-  return root
+  return write_sizes(tmp_path_factory.mktemp("photographs"))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +137,23 @@ def test_summary_says_how_it_was_scored(evaluated):
       dice[row["step"]] = row["dice"]
   assert protocol["checkpoint"]["step"] == max(dice, key=dice.get)
   assert protocol["checkpoint"]["validation"]["dice"] == max(dice.values())
+
+
+def test_terciles_are_scored_in_every_way(evaluated):
+  """Two cases each, whose means and pools are those of their rows."""
+  rows = {row["case_id"]: row for row in cases_of(evaluated)}
+  summary = summary_of(evaluated)
+  ranked = sorted(rows.values(), key=lambda row: float(row["lesion_fraction"]))
+  for place, part in enumerate(summary["terciles"]["lesion_fraction"]):
+    own = ranked[2 * place : 2 * place + 2]
+    assert part["cases"] == 2 and part["from"] == float(own[0]["lesion_fraction"])
+    for name in (*SCORES, "hd95", "assd", "boundary_f"):
+      mean = np.mean([float(row[name]) for row in own])
+      assert part["scores"][name]["mean"] == pytest.approx(mean)
+    for prefix, pooled in (("", part["pooled"]), ("network_", part["network_size"]["pooled"])):
+      tp, fp, fn = (sum(int(row[prefix + n]) for row in own) for n in ("tp", "fp", "fn"))
+      assert pooled["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert part["network_size"]["per_image"].keys() == set(SCORES)
 
 
 def test_uncertainty_is_drawn_for_every_case(evaluated, tmp_path):

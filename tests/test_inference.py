@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_runs import (
+  SIZES,
   compiled_as_by_launch,
   copy_of_run,
   finished_run,
   resolved,
-  write_case,
-  write_splits,
+  write_sizes,
 )
 
 from medlitenet_jax.data.sources import create_source
@@ -26,16 +26,11 @@ from medlitenet_jax.inference import (
   predict_cases,
 )
 
-SIZES = {"c": (70, 90), "a": (130, 60), "f": (96, 200), "b": (61, 61), "e": (64, 45), "d": (99, 98)}
-
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
   """A folder with a test split of six photographs of six sizes, as the configuration names it."""
-  root = tmp_path_factory.mktemp("photographs")
-  for number, (case_id, size) in enumerate(SIZES.items()):
-    write_case(root, case_id, number, size)
-  write_splits(root, dict.fromkeys(SIZES, "test"))
+  root = write_sizes(tmp_path_factory.mktemp("photographs"))
   return {"data__source": "folder", "data__root": str(root)}
 
 
