@@ -42,32 +42,36 @@ def _library_conv(x, kernel, *, stride, dilation, groups=1):
   )
 
 
-def _taps(x, kernel_size: Sequence[int], stride: int, dilation: int):
-  """Pads x and says which part of it each tap of the kernel multiplies, row by row.
+def _taps(x, kernel_size: Sequence[int], stride: int, dilation: int) -> list[Callable]:
+  """Says which part of padded x each tap of the kernel multiplies, row by row.
 
   Returns:
-    padded: [B, H + 2p, W + 2q, C].
-    windows: a pair of slices a tap, of the height and the width of padded.
+    A function a tap: (first image, last image, not included) to [N, H', W', C].
   """
-  (kh, kw), (_, h, w, _) = kernel_size, x.shape
+  (kh, kw), (_, h, w, channels) = kernel_size, x.shape
   ph, pw = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
   rows = ((h - 1) // stride) * stride + 1
   columns = ((w - 1) // stride) * stride + 1
-  windows = [
-    (slice(i, i + rows, stride), slice(j, j + columns, stride))
-    for i in range(0, kh * dilation, dilation)
-    for j in range(0, kw * dilation, dilation)
+  # Without the barrier XLA takes the middle tap from x and so writes x as well as its padded copy.
+  padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))))
+
+  def part(row, column, first, last):
+    # lax.slice: NumPy's indexing takes ten times as long to trace, and there are thousands.
+    stop = (last, row + rows, column + columns, channels)
+    return lax.slice(padded, (first, row, column, 0), stop, (1, stride, stride, 1))
+
+  return [
+    functools.partial(part, row, column)
+    for row in range(0, kh * dilation, dilation)
+    for column in range(0, kw * dilation, dilation)
   ]
-  return jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))), windows
 
 
 def _tap_depthwise(x, kernel, *, stride, dilation):
   """Depthwise convolution as one multiply-add a tap, which XLA fuses into a single loop."""
-  padded, windows = _taps(x, kernel.shape[:2], stride, dilation)
   weights = kernel.reshape(-1, x.shape[-1])
-  products = (
-    padded[:, rows, columns] * w for (rows, columns), w in zip(windows, weights, strict=True)
-  )
+  taps = _taps(x, kernel.shape[:2], stride, dilation)
+  products = (tap(0, len(x)) * w for tap, w in zip(taps, weights, strict=True))
   return functools.reduce(jnp.add, products)
 
 
@@ -101,12 +105,11 @@ def _tap_depthwise_kernel_grad(x, kernel, grad, *, stride, dilation):
   rest of the sum to a matrix product; a plain reduction walks each channel with a long stride and
   takes four times as long.
   """
-  batch, _, _, channels = x.shape
-  padded, windows = _taps(x.astype(jnp.float32), kernel.shape[:2], stride, dilation)
+  gradients = jnp.split(grad.astype(jnp.float32), len(grad))
   sums = []
-  for rows, columns in windows:
-    products = (padded[b, rows, columns] * grad[b] for b in range(batch))
-    partial = functools.reduce(jnp.add, products).reshape(-1, channels)
+  for tap in _taps(x.astype(jnp.float32), kernel.shape[:2], stride, dilation):
+    products = (lax.mul(tap(b, b + 1), g) for b, g in enumerate(gradients))
+    partial = functools.reduce(lax.add, products).reshape(-1, x.shape[-1])
     sums.append(jnp.ones((1, partial.shape[0]), partial.dtype) @ partial)
   return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
