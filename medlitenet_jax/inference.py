@@ -19,6 +19,7 @@ from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import Photographs, Source, split_hash
 from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.report import replace_file
@@ -36,7 +37,7 @@ class Network(NamedTuple):
 
   Attributes:
     model: maps normalised images to logits.
-    variables: averaged parameters and statistics.
+    variables: averaged parameters, the statistics folded into them.
     image_size: pixels a side that it sees.
     weight: its share in the mean; the weights of an ensemble add up to 1.
     origin: where it comes from, for a protocol: run, variant, step, selection, validation scores.
@@ -110,7 +111,7 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
       "selected_by": "highest validation Dice" if which == "best" else "newest",
       "validation": dict(checkpoints.metrics(step)),
     }
-    variables = checkpoints.restore_ema(step, shapes)
+    variables = jax.jit(fold_batch_norm)(checkpoints.restore_ema(step, shapes))
   seen = read_cases(workdir)
   return Network(model, variables, config.eval.image_size, 1.0, origin, seen)
 

@@ -27,6 +27,7 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_curves
 from medlitenet_jax.inference import create_predict, predict_cases
 from medlitenet_jax.losses import segmentation_loss
+from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
@@ -273,7 +274,7 @@ def validate(predict: Callable, variables, source: Source, config: ConfigDict) -
 
   Args:
     predict: of `create_predict`.
-    variables: of the network.
+    variables: of the network, folded.
     source: the cases.
     config: resolved; `eval` and `data` are used.
 
@@ -306,7 +307,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
   open_workdir(config, workdir, sources)
 
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  predict = create_predict([(model, config.eval.image_size)])
+  predict, fold = create_predict([(model, config.eval.image_size)]), jax.jit(fold_batch_norm)
   tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
   step_fn = create_train_step(config, model, tx)
   batches = create_train_batches(config, cases, plan)
@@ -344,7 +345,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
           loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
         )
       if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
-        scores = validate(predict, state.ema_variables, sources["val"], config)
+        scores = validate(predict, fold(state.ema_variables), sources["val"], config)
         log.write(step=step, epoch=epoch, split="val", figures=scores)
         checkpoints.save(state, batches, scores)
         bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")

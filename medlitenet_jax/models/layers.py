@@ -113,10 +113,16 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Normalises by the batch's statistics in training, by the running ones otherwise."""
+    """Normalises by the batch's statistics in training, by the running ones otherwise.
+
+    Without statistics among its variables, see `fold_batch_norm`, only the bias is left to add.
+    """
     shape = (x.shape[-1],)
-    scale = self.param("scale", nn.initializers.ones_init(), shape)
     bias = self.param("bias", nn.initializers.zeros_init(), shape)
+    if not self.is_initializing() and not self.has_variable("batch_stats", "mean"):
+      y = x.astype(jnp.float32) + bias
+      return (nn.silu(y) if self.activate else y).astype(x.dtype)
+    scale = self.param("scale", nn.initializers.ones_init(), shape)
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     variance = self.variable("batch_stats", "var", jnp.ones, shape)
     if train:
