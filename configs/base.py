@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
   config.model.gate_context = True  # eq. 7
   config.model.scse = True
   config.model.dropout = 0.1  # in the mixer
+  config.model.remat = False  # blocks are computed again for the gradient, not kept: saves memory
 
   config.loss = ConfigDict()
   config.loss.bce_weight = 0.5

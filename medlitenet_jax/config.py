@@ -23,10 +23,10 @@ CONFIG_FILE = "config.json"
 FREE_FIELDS = (
   *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
   *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
-  *("eval.review_below", "train.log_every_steps", "profile."),
+  *("eval.review_below", "train.log_every_steps", "model.remat", "profile."),
 )
 # Fields that an evaluation may set anew.
-EVALUATION_FIELDS = ("data.", "eval.", "ensemble.", "precision", "model.form")
+EVALUATION_FIELDS = ("data.", "eval.", "ensemble.", "precision", "model.form", "model.remat")
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
@@ -179,7 +179,11 @@ def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) ->
     )
 
 
-_UNBUILT = ("model.form", "model.dropout")  # neither changes a network that is evaluated
+_UNBUILT = (
+  "model.form",
+  "model.dropout",
+  "model.remat",
+)  # none changes a network that is evaluated
 
 
 def for_evaluation(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import compiled_as_by_launch
 
 from configs.base import get_config
 from medlitenet_jax.errors import InputError
@@ -285,6 +286,7 @@ def test_every_field_changes_the_network():
     "gate_stages": (0, 4),
     "boundary_bias_stage": 2,
     "dropout": 0.3,
+    "remat": True,
     **dict.fromkeys(REMOVED, False),
   }
   assert set(changed) | {"name"} == set(fields())
@@ -343,3 +345,37 @@ def test_an_impossible_value_is_refused_by_name(change):
   (field,) = change
   with pytest.raises(InputError, match=f"config.model.{field}"):
     create_model(fields(**change), jnp.float32)
+
+
+def test_remat_keeps_less_for_the_gradient_and_gives_the_same():
+  """What is kept is counted without computing it: what the gradient's function closes over."""
+  variables = small_variables()
+
+  def objective(params, image, remat):
+    logits, _ = small(remat=remat, dropout=0.1).apply(
+      {**variables, "params": params},
+      image,
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.key(0)},
+    )
+    return jnp.mean(logits**2)
+
+  def kept(remat):
+    image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    gradient = jax.eval_shape(
+      lambda params, image: jax.vjp(lambda p: objective(p, image, remat), params)[1],
+      variables["params"],
+      image,
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(gradient))
+
+  assert kept(remat=True) < 0.5 * kept(remat=False)
+  gradient = jax.jit(jax.grad(objective), static_argnums=2)
+  image = images(1, 64, 64)
+  with compiled_as_by_launch():
+    plain, remat = (gradient(variables["params"], image, remat) for remat in (False, True))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
+    other = functools.reduce(lambda tree, key: tree[key.key], path, remat)
+    scale = float(np.max(np.abs(leaf))) + 1e-6
+    np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-3 * scale)

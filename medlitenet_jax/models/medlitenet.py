@@ -54,16 +54,25 @@ VARIANTS = {
 }
 
 
+def _call(module: nn.Module, *args, remat: bool, train: bool):
+  """Calls a block; with `remat` the gradient computes what lies inside again, keeping none of it."""
+  if not remat:
+    return module(*args, train=train)
+  return nn.remat(lambda module, *args: module(*args, train=train))(module, *args)
+
+
 class Encoder(nn.Module):
   """Stride-2 stem and four MBConv stages (paper III-B).
 
   Attributes:
     blocks: MBConv blocks of each stage.
+    remat: whether the gradient computes each block again.
     form: form of the operations, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
 
   blocks: tuple[int, ...]
+  remat: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -77,13 +86,14 @@ class Encoder(nn.Module):
     for stage, (dim, blocks) in enumerate(zip(STAGE_DIMS, self.blocks, strict=True), start=1):
       x = features[-1]
       for block in range(blocks):
-        x = MBConv(
+        mbconv = MBConv(
           dim,
           stride=2 if block == 0 else 1,
           form=self.form,
           dtype=self.dtype,
           name=f"stage{stage}_block{block + 1}",
-        )(x, train=train)
+        )
+        x = _call(mbconv, x, remat=self.remat, train=train)
       features.append(x)
     return features
 
@@ -141,6 +151,8 @@ class MedLiteNet(nn.Module):
     gate_context: whether the gates use eq. 7.
     scse: whether the decoder's stages have SCSE.
     dropout: rate in the mixer in training.
+    remat: whether the gradient computes the encoder's blocks and the decoder's stages again: a
+      forward pass more, for less memory.
     form: form of the operations.
     dtype: compute dtype; parameters and logits are float32.
   """
@@ -163,6 +175,7 @@ class MedLiteNet(nn.Module):
   gate_context: bool = True
   scse: bool = True
   dropout: float = 0.0
+  remat: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -182,7 +195,7 @@ class MedLiteNet(nn.Module):
     """
     check_image_size(*image.shape[1:3])
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    features = Encoder(self.encoder_blocks, name="encoder", **common)(
+    features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
       image.astype(self.dtype), train=train
     )
     skips, deep = features[:-1], features[-1]
@@ -220,9 +233,9 @@ class MedLiteNet(nn.Module):
     if 0 in self.gate_stages:
       x = BoundaryGate(name="encoder_gate", **common)(x, gate_context)
     for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
-      x = DecoderStage(dim, self.scse, stage in self.gate_stages, name=f"decoder{stage}", **common)(
-        x, skip, gate_context, train=train
-      )
+      gate = stage in self.gate_stages
+      decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
+      x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
     logits = Pointwise(1, name="head", form=self.form)(x.astype(jnp.float32))
     return ops.upsample2x(logits, self.form)
 
