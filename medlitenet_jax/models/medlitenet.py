@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 def _call(module: nn.Module, *args, remat: bool, train: bool):
-  """Calls a block; with `remat` the gradient computes what lies inside again, keeping none of it."""
+  """Calls a block; with `remat` what lies inside is computed again for the gradient, not kept."""
   if not remat:
     return module(*args, train=train)
   return nn.remat(lambda module, *args: module(*args, train=train))(module, *args)
