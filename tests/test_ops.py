@@ -65,6 +65,10 @@ def pointwise(form, x, kernel):
   return ops.pointwise_conv(x, kernel, form)
 
 
+def downsampling(form, x, kernel):
+  return ops.downsampling_conv(x, kernel, form)
+
+
 def upsample(form, x):
   return ops.upsample2x(x, form)
 
@@ -110,6 +114,39 @@ def test_a_stride_without_a_gradient_is_refused(stride, dilation, side):
 
 
 @pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 7, 3), (1, 6, 4, 3)])
+def test_downsampling_is_the_sum_over_taps_and_channels(form, shape):
+  x, kernel = normal(*shape), normal(3, 3, shape[-1], 4, seed=1)
+  expected = np.stack(
+    [depthwise_loops(x, kernel[..., c][:, :, None, :], 2, 1).sum(-1) for c in range(4)],
+    axis=-1,
+  )
+  got = ops.downsampling_conv(x, kernel, form)
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 7, 3), (1, 6, 4, 3)])
+def test_downsampling_forms_agree(shape):
+  kernel = normal(3, 3, shape[-1], 4, seed=1)
+  assert_forms_agree(downsampling, normal(*shape), kernel, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ops.FORMS)
+def test_pointwise_keeps_the_sum_of_halves_in_float32(form):
+  x, kernel = (normal(*s, dtype=jnp.bfloat16) for s in ((1, 4, 4, 64), (1, 1, 64, 1)))
+  wide = ops.pointwise_conv(x, kernel, form, jnp.float32)
+  exact = np.asarray(x, np.float32) @ np.asarray(kernel, np.float32)[0, 0]
+  assert wide.dtype == jnp.float32
+  np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-5)
+  assert np.abs(ops.pointwise_conv(x, kernel, form).astype(np.float32) - exact).max() > 1e-3
+
+  def loss(x, kernel):
+    return jnp.sum(ops.pointwise_conv(x, kernel, form, jnp.float32))
+
+  assert [g.dtype for g in jax.grad(loss, (0, 1))(x, kernel)] == [jnp.bfloat16] * 2
+
+
+@pytest.mark.parametrize("form", ops.FORMS)
 def test_pointwise_is_a_product_over_channels(form):
   x, kernel = normal(2, 3, 5, 4), normal(1, 1, 4, 6, seed=1)
   expected = np.zeros((2, 3, 5, 6))
@@ -123,6 +160,27 @@ def test_pointwise_is_a_product_over_channels(form):
 def test_pointwise_forms_agree(shape, channels):
   x, kernel = normal(*shape, channels[0]), normal(1, 1, *channels, seed=1)
   assert_forms_agree(pointwise, x, kernel, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", [(4, 6), (8, 6), (32, 13)])
+def test_enlarging_is_jaxs_resize(target):
+  x = normal(2, 4, 6, 1)
+  expected = jax.image.resize(x, (2, *target, 1), "bilinear")
+  np.testing.assert_allclose(ops.enlarge(x, *target), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_wide_einsum_sums_halves_in_float32_and_its_gradient_is_half():
+  a, b = normal(3, 40, dtype=jnp.bfloat16), normal(40, 5, dtype=jnp.bfloat16)
+  exact = np.asarray(a, np.float32) @ np.asarray(b, np.float32)
+  y, pull = jax.vjp(functools.partial(ops.wide_einsum, "ik,kj->ij"), a, b)
+  assert y.dtype == jnp.float32
+  np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
+  grad = normal(3, 5, seed=2)
+  grads = pull(grad)
+  assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+  np.testing.assert_allclose(
+    np.asarray(grads[0], np.float32), grad @ np.asarray(b, np.float32).T, rtol=0.02, atol=0.05
+  )
 
 
 @pytest.mark.parametrize("form", ops.FORMS)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from medlitenet_jax.models import ops
 from medlitenet_jax.models.layers import Linear, Pointwise
 
 
@@ -71,13 +72,12 @@ class BoundaryBiasedAttention(nn.Module):
     qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))
     # Written out, for jax.nn.dot_product_attention has no float16 on a CPU.
-    wide = {"preferred_element_type": jnp.float32}
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, **wide) / np.sqrt(d // self.heads)
+    logits = ops.wide_einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(d // self.heads)
     if boundary is not None:
       weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
       logits += weight[:, None, None] * boundary[:, None, None, :]
     attention = nn.softmax(logits).astype(self.dtype)
-    y = jnp.einsum("bhnm,bmhd->bnhd", attention, v, **wide).astype(self.dtype)
+    y = ops.wide_einsum("bhnm,bmhd->bnhd", attention, v).astype(self.dtype)
     return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
 
 
@@ -166,9 +166,10 @@ class CrossScaleMixer(nn.Module):
       axis=1,
     )
     if boundary is not None:
-      strength = average_pool(jnp.abs(boundary), boundary.shape[1] // h).reshape(b, h * w)
+      strength = average_pool(jnp.abs(boundary).astype(jnp.float32), boundary.shape[1] // h)
       # Standardised over the frame, so that the bias has the same reach in every photograph.
-      strength = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)(strength)
+      norm = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)
+      strength = norm(strength.reshape(b, h * w))
       boundary = jnp.tile(strength, (1, len(scales)))
     for i in range(self.layers):
       x = TransformerLayer(

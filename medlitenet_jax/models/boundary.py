@@ -3,9 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from medlitenet_jax.models import ops
 from medlitenet_jax.models.layers import Depthwise, Pointwise
 
 
@@ -86,7 +86,7 @@ class BoundaryGate(nn.Module):
     boundary = BoundaryMap(form=self.form, dtype=self.dtype, name="boundary")(x)
     if context is not None:
       projected = Pointwise(1, form=self.form, dtype=self.dtype, name="context")(context)
-      boundary += jax.image.resize(projected, boundary.shape, "bilinear")
+      boundary += ops.enlarge(projected, *boundary.shape[1:3])
     stacked = jnp.concatenate([x, boundary], axis=-1)
     gate = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked))
     return (x * (1 + gate.astype(jnp.float32))).astype(self.dtype)

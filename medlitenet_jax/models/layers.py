@@ -27,6 +27,7 @@ class Pointwise(nn.Module):
     bias_init: initialiser of the bias [features].
     form: form of the operation, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
+    result_dtype: of the result, the compute dtype for None.
   """
 
   features: int
@@ -35,17 +36,19 @@ class Pointwise(nn.Module):
   bias_init: Callable = nn.initializers.zeros_init()
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
+  result_dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, H, W, features]."""
     kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
-    y = ops.pointwise_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    y = ops.pointwise_conv(x, kernel, self.form, self.result_dtype)
     if not self.use_bias:
       return y
     # Added in float32: in half precision its gradient, a sum over all pixels, would be far off.
     bias = self.param("bias", self.bias_init, (self.features,))
-    return (y + bias).astype(self.dtype)
+    return (y + bias).astype(self.result_dtype or self.dtype)
 
 
 class Linear(nn.Module):
@@ -96,6 +99,27 @@ class Depthwise(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     return ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
+
+
+class Stem(nn.Module):
+  """3x3 convolution with stride 2 and without bias, of a photograph's few channels.
+
+  Attributes:
+    features: output channels.
+    form: form of the operation, see `medlitenet_jax.models.ops`.
+    dtype: compute dtype.
+  """
+
+  features: int
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), features]."""
+    shape = (3, 3, x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    return ops.downsampling_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
 
 
 class Norm(nn.Module):

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from medlitenet_jax.models import ops
 from medlitenet_jax.models.attention import CrossScaleMixer, LocalGlobalFusion
 from medlitenet_jax.models.boundary import BoundaryGate, BoundaryMap
-from medlitenet_jax.models.layers import ASPP, SCSE, MBConv, Norm, Pointwise, SeparableConv
+from medlitenet_jax.models.layers import (
+  ASPP,
+  SCSE,
+  MBConv,
+  Norm,
+  Pointwise,
+  SeparableConv,
+  Stem,
+)
 
 STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has the first's
 
@@ -79,9 +87,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x, *, train: bool):
     """Maps [B, H, W, 3] to the stem's and the stages' features, at strides 2, 4, 8, 16 and 32."""
-    x = nn.Conv(STAGE_DIMS[0], (3, 3), 2, padding=1, use_bias=False, dtype=self.dtype, name="stem")(
-      x
-    )
+    x = Stem(STAGE_DIMS[0], self.form, self.dtype, name="stem")(x)
     features = [Norm(name="stem_norm")(x, train=train)]
     for stage, (dim, blocks) in enumerate(zip(STAGE_DIMS, self.blocks, strict=True), start=1):
       x = features[-1]
@@ -236,7 +242,7 @@ class MedLiteNet(nn.Module):
       gate = stage in self.gate_stages
       decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
       x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
-    logits = Pointwise(1, name="head", form=self.form)(x.astype(jnp.float32))
+    logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
     return ops.upsample2x(logits, self.form)
 
 

@@ -14,22 +14,27 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 FORMS = ("platform", "library")
 
 
-def _by_platform(form: str, cpu: Callable, library: Callable, *args):
-  """Calls the form that `form` and the platform ask for."""
+def _check_form(form: str) -> None:
   if form not in FORMS:
     raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+
+
+def _by_platform(form: str, cpu: Callable, library: Callable, *args):
+  """Calls the form that `form` and the platform ask for."""
+  _check_form(form)
   if form == "library":
     return library(*args)
   return lax.platform_dependent(*args, cpu=cpu, default=library)
 
 
-def _library_conv(x, kernel, *, stride, dilation, groups=1):
-  """XLA's convolution, padded by half the kernel's reach on each side."""
+def _library_conv(x, kernel, *, stride, dilation, groups=1, dtype=None):
+  """XLA's convolution, padded by half the kernel's reach on each side; dtype is the result's."""
   reach = [dilation * (side - 1) // 2 for side in kernel.shape[:2]]
   return lax.conv_general_dilated(
     x,
@@ -39,6 +44,7 @@ def _library_conv(x, kernel, *, stride, dilation, groups=1):
     rhs_dilation=(dilation, dilation),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=groups,
+    preferred_element_type=dtype,
   )
 
 
@@ -172,8 +178,61 @@ def _depthwise_backward(stride, dilation, form, residuals, grad):
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def _blocks_conv(x, kernel):
+  """3x3 convolution with stride 2 as one matrix product over squares of 2x2 pixels.
+
+  An output pixel sees 3x3 pixels, which lie in 2x2 squares: its own and those above and to the
+  left. Gathering squares copies runs of 2 C floats, gathering pixels runs of C, and C is 3 here.
+  """
+  b, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+  rows, columns = (h + 1) // 2, (w + 1) // 2
+  pairs = x.reshape(b, rows, 2, columns, 2 * c)
+  squares = jnp.concatenate([pairs[:, :, 0], pairs[:, :, 1]], -1)
+  squares = jnp.pad(squares, ((0, 0), (1, 0), (1, 0), (0, 0)))
+  seen = [squares[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)]
+  # Rows and columns -2 to 1 from the centre of the kernel, of which it lacks the first.
+  wide = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(2, 2, 2, 2, c, -1)
+  matrix = wide.transpose(0, 2, 1, 3, 4, 5).reshape(16 * c, -1)
+  return jnp.dot(jnp.concatenate(seen, -1), matrix)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def pointwise_conv(x, kernel, form: str = "platform"):
+def downsampling_conv(x, kernel, form: str = "platform"):
+  """Convolves few channels with a 3x3 kernel and stride 2, padded by one pixel of zeros.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    kernel: [3, 3, C, C'] of the same dtype.
+    form: "platform" or "library".
+
+  Returns:
+    [B, ceil(H / 2), ceil(W / 2), C'] in the dtype of x.
+
+  Raises:
+    ValueError: if form is neither.
+  """
+  library = functools.partial(_library_conv, stride=2, dilation=1)
+  return _by_platform(form, _blocks_conv, library, x, kernel)
+
+
+def _downsampling_forward(x, kernel, form):
+  return downsampling_conv(x, kernel, form), (x, kernel)
+
+
+def _downsampling_backward(form, residuals, grad):
+  library = functools.partial(_library_conv, stride=2, dilation=1)
+  forms = (
+    lambda x, kernel, grad, f=f: jax.vjp(f, x, kernel)[1](grad) for f in (_blocks_conv, library)
+  )
+  return _by_platform(form, *forms, *residuals, grad)
+
+
+downsampling_conv.defvjp(_downsampling_forward, _downsampling_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def pointwise_conv(x, kernel, form: str = "platform", dtype=None):
   """Convolves with a 1x1 kernel, which is one matrix product over the channels.
 
   Args:
@@ -181,26 +240,28 @@ def pointwise_conv(x, kernel, form: str = "platform"):
     kernel: [1, 1, C, C'] of the same dtype.
     form: "platform" or "library". The matrix product is the platform's form everywhere: a GPU's
       matrix library runs it as fast as its convolution library.
+    dtype: of the result, that of x for None. Sums are float32 inside, and float32 keeps them so.
 
   Returns:
-    [B, H, W, C'] in the dtype of x.
+    [B, H, W, C'] in that dtype.
 
   Raises:
     ValueError: if form is neither.
   """
-  if form not in FORMS:
-    raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+  _check_form(form)
   if form == "library":
-    return _library_conv(x, kernel, stride=1, dilation=1)
-  return jnp.dot(x, kernel[0, 0])
+    return _library_conv(x, kernel, stride=1, dilation=1, dtype=dtype)
+  return jnp.dot(x, kernel[0, 0], preferred_element_type=dtype)
 
 
-def _pointwise_forward(x, kernel, form):
-  return pointwise_conv(x, kernel, form), (x, kernel)
+def _pointwise_forward(x, kernel, form, dtype):
+  return pointwise_conv(x, kernel, form, dtype), (x, kernel)
 
 
-def _pointwise_backward(form, residuals, grad):
+def _pointwise_backward(form, dtype, residuals, grad):
+  del dtype
   x, kernel = residuals
+  grad = grad.astype(x.dtype)
   if form == "library":
     conv = functools.partial(_library_conv, stride=1, dilation=1)
     return jax.vjp(conv, x, kernel)[1](grad)
@@ -217,6 +278,63 @@ def _pointwise_backward(form, residuals, grad):
 
 
 pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def wide_einsum(subscripts: str, a, b):
+  """Einstein sum of two arrays whose result keeps the float32 in which products are summed.
+
+  Its gradient goes back to the dtype of a and b first, so that in half precision the products of
+  the backward pass take half-precision operands as well.
+
+  Args:
+    subscripts: as of `numpy.einsum`.
+    a: of any float dtype.
+    b: of the same.
+
+  Returns:
+    Float32.
+  """
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _wide_einsum_forward(subscripts, a, b):
+  return wide_einsum(subscripts, a, b), (a, b)
+
+
+def _wide_einsum_backward(subscripts, residuals, grad):
+  pull = jax.vjp(functools.partial(jnp.einsum, subscripts), *residuals)[1]
+  return pull(grad.astype(residuals[0].dtype))
+
+
+wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
+
+
+def interpolation_weights(size: int, target: int) -> np.ndarray:
+  """Matrix [target, size] of linear interpolation between pixel centres, held at the frame."""
+  centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
+  return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
+
+
+def enlarge(x, height: int, width: int):
+  """Resizes to a larger grid by bilinear interpolation, as two matrix products.
+
+  For maps of one channel; `jax.image.resize` would take its products in float32.
+
+  Args:
+    x: [B, h, w, 1], any float dtype.
+    height: h or more.
+    width: w or more.
+
+  Returns:
+    [B, height, width, 1] in the dtype of x.
+  """
+  rows, columns = (
+    jnp.asarray(interpolation_weights(*sizes), x.dtype)
+    for sizes in ((x.shape[1], height), (x.shape[2], width))
+  )
+  y = wide_einsum("bhw,Hh->bHw", x[..., 0], rows).astype(x.dtype)
+  return wide_einsum("bHw,Ww->bHW", y, columns)[..., None].astype(x.dtype)
 
 
 def _part(x, axis: int, start: int, stop: int | None):
@@ -251,7 +369,8 @@ def upsample2x(x, form: str = "platform"):
 
   Args:
     x: [B, H, W, C], any float dtype.
-    form: "platform" or "library".
+    form: "platform" or "library". The weighted sum is the platform's form everywhere: the library
+      multiplies with matrices that are nearly all zeros.
 
   Returns:
     [B, 2H, 2W, C] in the dtype of x.
@@ -259,7 +378,8 @@ def upsample2x(x, form: str = "platform"):
   Raises:
     ValueError: if form is neither.
   """
-  return _by_platform(form, lambda x: _lerp_double(_lerp_double(x, 1), 2), _library_upsample2x, x)
+  _check_form(form)
+  return _library_upsample2x(x) if form == "library" else _lerp_double(_lerp_double(x, 1), 2)
 
 
 def _upsample_forward(x, form):
@@ -267,16 +387,11 @@ def _upsample_forward(x, form):
 
 
 def _upsample_backward(form, _, grad):
+  if form == "platform":
+    return (_lerp_double_grad(_lerp_double_grad(grad, 2), 1),)
   b, h, w, c = grad.shape
-
-  def cpu(grad):
-    return _lerp_double_grad(_lerp_double_grad(grad, 2), 1)
-
-  def library(grad):
-    shape = jax.ShapeDtypeStruct((b, h // 2, w // 2, c), grad.dtype)
-    return jax.linear_transpose(_library_upsample2x, shape)(grad)[0]
-
-  return (_by_platform(form, cpu, library, grad),)
+  shape = jax.ShapeDtypeStruct((b, h // 2, w // 2, c), grad.dtype)
+  return jax.linear_transpose(_library_upsample2x, shape)(grad)
 
 
 upsample2x.defvjp(_upsample_forward, _upsample_backward)
