@@ -80,16 +80,37 @@ def parse_flags() -> bool:
   return named
 
 
-def use_huge_pages() -> None:
-  """Restarts Python once with huge pages for large arrays, which only the start can switch on.
+# For glibc's malloc: huge pages, which save most page faults of large arrays, and memory that is
+# freed stays with the process, which saves the rest from the second batch on. One arena, for only
+# that one may hold arrays of any size.
+ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:" + ":".join(
+  f"glibc.malloc.{name}_threshold={2**40}" for name in ("mmap", "trim")
+)
 
-  They save most of the page faults of large temporaries on a CPU. A GLIBC_TUNABLES of the user's
-  own, even an empty one, is left as it is.
+
+def set_up_allocator() -> None:
+  """Restarts Python once with `ALLOCATOR` in force, which only the start can switch on.
+
+  A GLIBC_TUNABLES of the user's own, even an empty one, is left as it is.
   """
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.environ["GLIBC_TUNABLES"] = ALLOCATOR
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def set_up_cache() -> str:
+  """Has compiled programs kept in the user's cache folder, unless JAX was told otherwise.
+
+  Returns:
+    The folder; "" if there is none.
+  """
+  import jax
+
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(home / "medlitenet_jax" / "xla"))
+  return jax.config.values["jax_compilation_cache_dir"] or ""
 
 
 def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
@@ -98,8 +119,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
 
   from medlitenet_jax.errors import InputError
 
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlitenet_jax"
-  jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+  cache = set_up_cache()
   inputs = [Path(name) for name in INPUT.value or ()]
   if mode in ("predict", "compare") and not inputs:
     raise InputError(f"--mode={mode} needs --input")
@@ -109,11 +129,18 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     compare(inputs, output)
     return
   config = read_config(mode, workdir, recipe_named, jax.default_backend())
-  logging.getLogger("medlitenet_jax").info(
+  logger = logging.getLogger("medlitenet_jax")
+  logger.info(
     "%s: %s %s, %s, %d x %s",
     *(mode, config.model.name, config.model.variant, config.precision),
     *(jax.device_count(), jax.devices()[0].device_kind),
   )
+  for name, value in (
+    ("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")),
+    ("XLA_FLAGS", os.environ.get("XLA_FLAGS")),
+    ("JAX_COMPILATION_CACHE_DIR", cache),
+  ):
+    logger.info("  %s=%s", name, value or "")
   if mode == "evaluate":
     from medlitenet_jax.evaluate import evaluate
 
@@ -125,7 +152,11 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   elif mode == "benchmark":
     from medlitenet_jax.benchmark import benchmark
 
-    benchmark(config, output)
+    if not WORKDIR.value:
+      benchmark(config, output)
+    else:
+      trained = read_config("evaluate", workdir, recipe_named, jax.default_backend())
+      benchmark(config if recipe_named else trained, output, (trained, workdir))
   elif mode == "describe":
     from medlitenet_jax.describe import describe
 
@@ -157,7 +188,7 @@ def read_config(mode: str, workdir: Path, recipe_named: bool, platform: str):
 def main() -> None:
   """Reads the flags and runs the mode."""
   recipe_named = parse_flags()
-  use_huge_pages()
+  set_up_allocator()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.ERROR)

@@ -137,5 +137,10 @@ def get_config() -> ConfigDict:
   config.profile.start_step = 0
   config.profile.num_steps = 0  # batches in the trace; 0: none
 
+  config.benchmark = ConfigDict()
+  config.benchmark.image_sizes = (256, 512)  # pixels; of the forward pass; training at the first
+  config.benchmark.rounds = 5  # turns of each of the things compared
+  config.benchmark.compare_plain = True  # with the plain form, which takes most of the time
+
   config.lock()
   return config

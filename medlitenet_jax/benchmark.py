@@ -1,130 +1,486 @@
-"""Speed of the platform's form against plain convolutions, measured side by side in one run."""
+"""Speed of a recipe, measured side by side in one run and set against what the machine can do."""
 
+import contextlib
+import csv
+import functools
 import json
+import logging
 import os
 import platform
+import resource
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import report
-from medlitenet_jax.inference import create_predict
-from medlitenet_jax.models.ops import FORMS
+from medlitenet_jax.cost import Cost, Machine, count_cost
+from medlitenet_jax.data.image_files import write_mask
+from medlitenet_jax.data.pipeline import eval_batches
+from medlitenet_jax.data.sources import MASK_SUFFIX, create_source
+from medlitenet_jax.data.synthetic import draw_dermoscopy
+from medlitenet_jax.describe import count_forward, count_parts
+from medlitenet_jax.evaluate import score_cases
+from medlitenet_jax.inference import compile_networks, create_predict, load_networks
+from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.postprocess import PLAIN_THRESHOLD
 from medlitenet_jax.state import DTYPES, create_state
-from medlitenet_jax.train import create_run_optimizer, create_train_step
+from medlitenet_jax.train import create_run_optimizer, create_train_step, train
 
-ROUNDS = 7
-MATMUL_SIDE = 2048
+logger = logging.getLogger(__name__)
+
+MATRIX_SIDE = 2048
+COPIED_FLOATS = 2**26
+SLOT_SECONDS = 0.1
+LOOP_BATCHES = 8
+PHOTOGRAPHS = {"train": 48, "val": 16}  # generated where the recipe's are not at hand
+PHOTOGRAPH_SIZE = 512
+
+
+class Task(NamedTuple):
+  """Something that is timed.
+
+  Attributes:
+    name: of the table.
+    image_size: pixels a side.
+    batch: photographs a call.
+    form: of the operations, see `medlitenet_jax.models.ops`.
+    call: does it once and returns what has to be waited for.
+    cost: what it must cost at least.
+    memory: bytes that the compiled program holds while it runs.
+    compile_seconds: to trace and compile it, with an empty cache.
+    cached_seconds: the same in a later process, with the persistent cache; None if not measured.
+  """
+
+  name: str
+  image_size: int
+  batch: int
+  form: str
+  call: Callable[[], Any]
+  cost: Cost
+  memory: int
+  compile_seconds: float
+  cached_seconds: float | None
+
+  @property
+  def key(self) -> str:
+    """What tells it from the others."""
+    return f"{self.name} {self.image_size} {self.batch} {self.form}"
 
 
 def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
   """Times several calls in turn, so that a change of the machine's speed meets all of them alike.
 
+  A call much shorter than `SLOT_SECONDS` is repeated in its turn, after one that is not counted
+  and that brings its data back into the caches.
+
   Args:
     calls: by name; each returns what has to be waited for.
-    rounds: times each is called after a first call that is not counted.
+    rounds: turns of each, after a first call that is not counted.
 
   Returns:
-    Median seconds of each.
+    Seconds of one call of each, the median over its turns.
   """
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for number in tqdm(range(rounds + 1), unit="round", leave=False):
+
+  def seconds(call) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+  first = {name: seconds(call) for name, call in calls.items()}
+  repeats = {name: max(1, min(20, int(SLOT_SECONDS / value))) for name, value in first.items()}
+  turns: dict[str, list[float]] = {name: [] for name in calls}
+  for _ in tqdm(range(rounds), unit="round", leave=False, dynamic_ncols=True):
     for name, call in calls.items():
-      start = time.perf_counter()
-      jax.block_until_ready(call())
-      if number:
-        seconds[name].append(time.perf_counter() - start)
-  return {name: float(np.median(values)) for name, values in seconds.items()}
+      if repeats[name] > 1:
+        seconds(call)
+      turns[name].append(float(np.mean([seconds(call) for _ in range(repeats[name])])))
+  return {name: float(np.median(values)) for name, values in turns.items()}
 
 
-def benchmark(config: ConfigDict, output: Path) -> None:
-  """Times forward pass and training step in both forms, at every size of `train.image_sizes`.
+def benchmark(
+  config: ConfigDict, output: Path, trained: tuple[ConfigDict, Path] | None = None
+) -> dict[str, Any]:
+  """Measures forward passes, the training step and loop and, of a trained run, its evaluation.
 
   Args:
-    config: resolved.
+    config: resolved; `config.benchmark` says at which sizes and how often.
     output: folder that receives `benchmark.json`.
-  """
-  matrix = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), jnp.float32)
-  product = jax.jit(jnp.matmul)
-  calls: dict[str, Callable[[], Any]] = {"matmul": lambda: product(matrix, matrix)}
-  for size in config.train.image_sizes:
-    for form in FORMS:
-      calls |= _calls(config, size, form)
-  seconds = time_interleaved(calls, ROUNDS)
+    trained: configuration and folder of a run whose evaluation is timed, or None.
 
-  rows = []
-  for size in config.train.image_sizes:
-    for task, images in _tasks(config):
-      rates = {form: images / seconds[f"{task} {size} {form}"] for form in FORMS}
-      rows.append(
-        {
-          "task": task,
-          "image_size": size,
-          "batch": images,
-          "images_per_second": rates["platform"],
-          "images_per_second_library": rates["library"],
-          "ratio": rates["platform"] / rates["library"],
-        }
-      )
-  flops = 2 * MATMUL_SIDE**3 / seconds["matmul"]
+  Returns:
+    What `benchmark.json` holds.
+
+  Raises:
+    InputError: if the run or its data cannot be used.
+  """
+  with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
+    # Apart, for a plain training step of many seconds would let the caches of the others go cold.
+    forward = _measure(config, "forward passes", _forward_tasks(config))
+    step = _measure(config, "training step", _train_tasks(config))
+    loop = _time_loop(config, Path(scratch))
+    evaluation = _time_evaluation(*trained, Path(scratch) / "eval") if trained else None
+  size = config.benchmark.image_sizes[0]
   result = {
     "device": jax.devices()[0].device_kind,
     "machine": platform.machine(),
     "cores": os.cpu_count(),
+    "model": f"{config.model.name} {config.model.variant}",
     "precision": config.precision,
-    "matmul_float32_gflops": flops / 1e9,
-    "rows": rows,
+    "parts": [part.__dict__ for part in count_parts(config.model.to_dict(), size)],
+    "parts_image_size": size,
+    "groups": [forward, step],
+    "ratios": _ratios(forward["rows"]),
+    "loop": loop,
+    "evaluation": evaluation,
+    "peak_memory": _peak_memory(),
   }
   output.mkdir(parents=True, exist_ok=True)
-  (output / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
-  columns = ("task", "size", "batch", "images/s", "plain form", "ratio")
-  print(f"float32 matrix product in the same run: {flops / 1e9:.0f} GFLOP/s")
-  print(report.table(columns, [_cells(row) for row in rows]))
-  print(f"Figures: {output / 'benchmark.json'}")
+  path = output / "benchmark.json"
+  report.replace_file(path, json.dumps(result, indent=2) + "\n")
+  print(_page(result))
+  print(f"Figures: {path}")
+  return result
+
+
+@contextlib.contextmanager
+def _empty_cache(folder: Path) -> Iterator[None]:
+  """Lets compiled programs go to an empty folder, and back to the user's cache in the end."""
+  usual = jax.config.values["jax_compilation_cache_dir"]
+
+  def use(path: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", path)
+    compilation_cache.reset_cache()  # which otherwise keeps the folder of its first use
+
+  use(str(folder))
+  try:
+    yield
+  finally:
+    use(usual)
+
+
+def _compile(function, *args, again: bool) -> tuple[Any, dict[str, Any]]:
+  """Compiles a jitted function; `again` as a later process would, from the persistent cache."""
+  seconds: list[float] = []
+  for _ in range(1 + again):
+    jax.clear_caches()
+    start = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    seconds.append(time.perf_counter() - start)
+  usage = compiled.memory_analysis()
+  return compiled, {
+    "memory": usage.argument_size_in_bytes
+    + usage.output_size_in_bytes
+    - usage.alias_size_in_bytes
+    + usage.temp_size_in_bytes,
+    "compile_seconds": seconds[0],
+    "cached_seconds": seconds[1] if again else None,
+  }
+
+
+def _forms(config: ConfigDict) -> tuple[str, ...]:
+  return ("platform", "library") if config.benchmark.compare_plain else ("platform",)
+
+
+def _model(config: ConfigDict, form: str):
+  return create_model({**config.model.to_dict(), "form": form}, DTYPES[config.precision])
+
+
+def _photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
+  rng = np.random.default_rng(config.seed)
+  return rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+
+
+def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
+  """One view at batch 1 and at the batch of training, six views at batch 1, at every size."""
+  model = _model(config, "library")
+  blank = jnp.zeros((1, 64, 64, 3), jnp.float32)
+  variables = jax.jit(fold_batch_norm)(jax.jit(model.init)(jax.random.key(config.seed), blank))
+  for size in config.benchmark.image_sizes:
+    for views, batch, form in (
+      *(("none", 1, form) for form in _forms(config)),
+      ("none", config.train.batch_size, "platform"),
+      ("six", 1, "platform"),
+    ):
+      image = _photographs(config, batch, size)
+      one = count_forward(config.model.to_dict(), DTYPES[config.precision], batch, size)
+      predict = create_predict([(_model(config, form), size)], tta=views)
+      args = ([variables], {size: image})
+      compiled, facts = _compile(predict, *args, again=form == "platform")
+      yield Task(
+        name="six views" if views == "six" else "forward",
+        image_size=size,
+        batch=batch,
+        form=form,
+        call=functools.partial(compiled, *args),
+        cost=Cost(*(6 * value for value in one)) if views == "six" else one,
+        **facts,
+      )
+
+
+def _train_tasks(config: ConfigDict) -> Iterator[Task]:
+  """The training step at the first size, each form with a state of its own."""
+  size, batch = config.benchmark.image_sizes[0], config.train.batch_size
+  image = _photographs(config, batch, size)
+  mask = (image[..., :1] > 127).astype(np.uint8)
+  tx, _ = create_run_optimizer(config.optim, total_steps=1000)
+
+  def start(form: str):
+    model = _model(config, form)
+    initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+    return create_train_step(config, model, tx), initialise
+
+  def calls(compiled, initialise) -> Iterator[Any]:
+    state = jax.jit(initialise)()
+    while True:
+      state, figures = compiled(state, image, mask)
+      yield figures
+
+  step, initialise = start("library")
+  cost = count_cost(step.__wrapped__, jax.eval_shape(initialise), image, mask)
+  for form in _forms(config):
+    step, initialise = start(form)
+    args = (jax.eval_shape(initialise), image, mask)
+    compiled, facts = _compile(step, *args, again=form == "platform")
+    call = functools.partial(next, calls(compiled, initialise))
+    yield Task("training step", size, batch, form, call, cost, **facts)
+
+
+def _measure(config: ConfigDict, title: str, tasks: Iterator[Task]) -> dict[str, Any]:
+  """Times tasks and, between them, the machine's own rates, which their floors follow from."""
+  logger.info("Compiling the %s.", title)
+  made = [*tqdm(tasks, unit="program", leave=False, dynamic_ncols=True)]
+  logger.info("Timing the %s.", title)
+  matrices = {
+    name: jnp.ones((MATRIX_SIDE, MATRIX_SIDE), DTYPES[name])
+    for name in {"float32", config.precision}
+  }
+  products = {
+    f"product {name}": functools.partial(jax.jit(jnp.matmul), matrix, matrix)
+    for name, matrix in matrices.items()
+  }
+  add_one = jax.jit(lambda x: x + 1, donate_argnums=0)
+  floats = jnp.zeros(COPIED_FLOATS, jnp.float32)
+
+  def copy():
+    nonlocal floats
+    floats = add_one(floats)
+    return floats
+
+  calls = {**products, "copy": copy, **{task.key: task.call for task in made}}
+  seconds = time_interleaved(calls, config.benchmark.rounds)
+  flops = 2 * MATRIX_SIDE**3
+  machine = Machine(
+    flops / seconds[f"product {config.precision}"], 2 * 4 * COPIED_FLOATS / seconds["copy"]
+  )
+  rows = []
+  for task in made:
+    if task.form == "platform":
+      plain = seconds.get(task._replace(form="library").key)
+      rows.append(_row(task, seconds[task.key], plain, machine))
+  return {
+    "title": title,
+    "float32_matmul_gflops": flops / seconds["product float32"] / 1e9,
+    "matmul_gflops": machine.flops_per_second / 1e9,
+    "copy_gb_per_second": machine.bytes_per_second / 1e9,
+    "rows": rows,
+  }
+
+
+def _row(task: Task, seconds: float, plain: float | None, machine: Machine) -> dict[str, Any]:
+  floor = machine.floor(task.cost)
+  return {
+    "task": task.name,
+    "image_size": task.image_size,
+    "batch": task.batch,
+    "ms": 1e3 * seconds,
+    "images_per_second": task.batch / seconds,
+    "gflop": task.cost.flops / 1e9,
+    "gb_moved": task.cost.bytes / 1e9,
+    "floor_ms": 1e3 * floor,
+    "floor_share": floor / seconds,
+    "matmul_rate_share": task.cost.flops / machine.flops_per_second / seconds,
+    "plain_ms": None if plain is None else 1e3 * plain,
+    "times_plain": None if plain is None else plain / seconds,
+    "memory_bytes": task.memory,
+    "compile_seconds": task.compile_seconds,
+    "cached_compile_seconds": task.cached_seconds,
+  }
+
+
+def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """How the forward pass grows with pixels, with photographs and with views."""
+  ms = {(row["task"], row["image_size"], row["batch"]): row["ms"] for row in rows}
+  small, *larger = sorted({row["image_size"] for row in rows})
+  batch = max(row["batch"] for row in rows)
+  found = [
+    (
+      f"{large}x{large} over {small}x{small}, batch {n}",
+      ("forward", large, n),
+      ("forward", small, n),
+    )
+    for large in larger
+    for n in (1, batch)
+  ]
+  found += [
+    (f"batch {batch} over 1, {small}x{small}", ("forward", small, batch), ("forward", small, 1)),
+    (f"six views over one, {small}x{small}", ("six views", small, 1), ("forward", small, 1)),
+  ]
+  return [{"what": what, "times": ms[above] / ms[below]} for what, above, below in found]
+
+
+def _time_loop(config: ConfigDict, scratch: Path) -> dict[str, Any]:
+  """Trains for a few batches as anyone would, and reads what the loop says of itself."""
+  size = config.benchmark.image_sizes[0]
+  short = config.copy_and_resolve_references().unlock()
+  short.train.update(image_sizes=(size,), max_steps=2 * LOOP_BATCHES, log_every_steps=LOOP_BATCHES)
+  short.eval.image_size = size
+  short.data.max_eval_images = config.eval.batch_size
+  short.ensemble.members = ()
+  data = f"{config.data.source} {config.data.root}"
+  if config.data.source != "folder" or not Path(config.data.root).exists():
+    data = f"generated JPEG files of {PHOTOGRAPH_SIZE}x{PHOTOGRAPH_SIZE}"
+    short.data.update(source="folder", root=str(_write_photographs(scratch / "data", config.seed)))
+  logger.info("Training for %d batches of %s.", 2 * LOOP_BATCHES, data)
+  train(short.lock(), scratch / "run")
+  # The first line has the compilation in it.
+  last = [row for row in report.read_metrics(scratch / "run") if row["split"] == "train"][-1]
+  return {
+    "data": data,
+    "image_size": size,
+    "batch": config.train.batch_size,
+    "images_per_second": last["images_per_second"],
+    "waiting_share": last["waiting_share"],
+    "step_share": 1 - last["waiting_share"] - last["logging_share"],
+    "logging_share": last["logging_share"],
+  }
+
+
+def _write_photographs(folder: Path, seed: int) -> Path:
+  """Writes generated dermoscopy in the layout of the folder source."""
+  for name in ("images", "masks"):
+    (folder / name).mkdir(parents=True)
+  splits = [split for split, count in PHOTOGRAPHS.items() for _ in range(count)]
+  with (folder / "splits.csv").open("w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(("id", "split"))
+    for index, split in enumerate(splits):
+      image, mask = draw_dermoscopy(seed, index, PHOTOGRAPH_SIZE)
+      cv2.imwrite(str(folder / "images" / f"{index:04d}.jpg"), image[..., ::-1])
+      write_mask(folder / "masks" / f"{index:04d}{MASK_SUFFIX}.png", mask)
+      rows.writerow((f"{index:04d}", split))
+  return folder
+
+
+def _time_evaluation(config: ConfigDict, workdir: Path, folder: Path) -> dict[str, Any]:
+  """Scores a split as an evaluation does, between two timings of the networks alone."""
+  source = create_source(config.data, config.eval.split, config.seed)
+  networks = load_networks(config, workdir)
+  predict = compile_networks(networks, config.eval.tta)
+  sizes = [network.image_size for network in networks]
+  batches = eval_batches(
+    source,
+    batch_size=config.eval.batch_size,
+    image_sizes=sizes,
+    num_threads=config.data.num_threads,
+    prefetch_batches=1,
+  )
+  images = next(batches).images
+  alone = {"networks": lambda: predict(images)}
+  logger.info("Evaluating %s.", workdir)
+  before = time_interleaved(alone, config.benchmark.rounds)["networks"]
+  start = time.perf_counter()
+  score_cases(predict, source, sizes, config, config.eval.threshold or PLAIN_THRESHOLD, folder)
+  seconds = time.perf_counter() - start
+  after = time_interleaved(alone, config.benchmark.rounds)["networks"]
+  rate, raw = len(source) / seconds, 2 * config.eval.batch_size / (before + after)
+  return {
+    "run": str(workdir),
+    "split": config.eval.split,
+    "cases": len(source),
+    "image_sizes": sizes,
+    "tta": config.eval.tta,
+    "images_per_second": rate,
+    "networks_alone_images_per_second": raw,
+    "share": rate / raw,
+  }
+
+
+def _peak_memory() -> dict[str, int | None]:
+  """Bytes that the process and the device have held at most, the plain form's included."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  stats = jax.devices()[0].memory_stats() or {}
+  return {
+    "host_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "device_bytes": stats.get("peak_bytes_in_use"),
+  }
+
+
+def _page(result: Mapping[str, Any]) -> str:
+  """The figures for people."""
+  size = result["parts_image_size"]
+  parts = [(p["name"], f"{p['params']:,}", f"{p['flops'] / 1e6:,.1f}") for p in result["parts"]]
+  lines = [
+    f"{result['model']}, {result['precision']}, {result['device']} ({result['machine']}, "
+    f"{result['cores']} cores)",
+    report.table(("part", "parameters", f"MFLOP at {size}x{size}"), parts),
+  ]
+  for group in result["groups"]:
+    lines.append(
+      f"{group['title']}: beside them a matrix product ran at {group['matmul_gflops']:.0f} "
+      f"GFLOP/s, {group['float32_matmul_gflops']:.0f} in float32, a copy at "
+      f"{group['copy_gb_per_second']:.0f} GB/s"
+    )
+    columns = (
+      *("task", "size", "batch", "ms", "images/s", "floor ms", "of floor", "of matmul rate"),
+      *("plain ms", "times plain", "MiB", "compile s", "cached s"),
+    )
+    lines.append(report.table(columns, [_cells(row) for row in group["rows"]]))
+  lines += [f"{ratio['what']}: {ratio['times']:.2f}x" for ratio in result["ratios"]]
+  loop, evaluation, peak = result["loop"], result["evaluation"], result["peak_memory"]
+  lines.append(
+    f"training loop, {loop['data']}: {loop['images_per_second']:.1f} images/s at "
+    f"{loop['image_size']}x{loop['image_size']}, step {loop['step_share']:.1%}, waiting for data "
+    f"{loop['waiting_share']:.1%}, logging {loop['logging_share']:.1%}"
+  )
+  if evaluation:
+    lines.append(
+      f"evaluation of {evaluation['cases']} cases, views: {evaluation['tta']}: "
+      f"{evaluation['images_per_second']:.2f} images/s, {evaluation['share']:.0%} of the networks "
+      f"alone ({evaluation['networks_alone_images_per_second']:.2f})"
+    )
+  lines.append(f"peak memory: {peak['host_bytes'] / 2**20:,.0f} MiB of the process")
+  if peak["device_bytes"]:
+    lines[-1] += f", {peak['device_bytes'] / 2**20:,.0f} MiB of the device"
+  return "\n\n".join(lines)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+  plain = row["plain_ms"]
+  cached = row["cached_compile_seconds"]
   return (
     row["task"],
     str(row["image_size"]),
     str(row["batch"]),
+    f"{row['ms']:.1f}",
     f"{row['images_per_second']:.1f}",
-    f"{row['images_per_second_library']:.1f}",
-    f"{row['ratio']:.1f}x",
+    f"{row['floor_ms']:.1f}",
+    f"{100 * row['floor_share']:.0f}%",
+    f"{100 * row['matmul_rate_share']:.0f}%",
+    "-" if plain is None else f"{plain:.1f}",
+    "-" if plain is None else f"{row['times_plain']:.1f}x",
+    f"{row['memory_bytes'] / 2**20:,.0f}",
+    f"{row['compile_seconds']:.1f}",
+    "-" if cached is None else f"{cached:.1f}",
   )
-
-
-def _tasks(config: ConfigDict) -> list[tuple[str, int]]:
-  """Name and batch of what is timed."""
-  return [("forward", 1), ("train", config.train.batch_size)]
-
-
-def _calls(config: ConfigDict, size: int, form: str) -> dict[str, Callable[[], Any]]:
-  """What is timed of one form at one size, each with its own state."""
-  model = create_model({**config.model.to_dict(), "form": form}, DTYPES[config.precision])
-  tx, _ = create_run_optimizer(config.optim, total_steps=1000)
-  state = create_state(model, tx, config.seed, config.precision)
-  step, predict = create_train_step(config, model, tx), create_predict([(model, size)])
-  rng = np.random.default_rng(config.seed)
-  batch = config.train.batch_size
-  image = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-  mask = rng.integers(0, 2, (batch, size, size, 1), np.uint8)
-  variables = jax.tree.map(jnp.copy, state.ema_variables)
-
-  def train():
-    nonlocal state
-    state, figures = step(state, image, mask)
-    return figures
-
-  return {
-    f"forward {size} {form}": lambda: predict([variables], {size: image[:1]}),
-    f"train {size} {form}": train,
-  }

@@ -23,10 +23,12 @@ CONFIG_FILE = "config.json"
 FREE_FIELDS = (
   *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
   *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
-  *("eval.review_below", "train.log_every_steps", "model.remat", "profile."),
+  *("eval.review_below", "train.log_every_steps", "model.remat", "profile.", "benchmark."),
 )
 # Fields that an evaluation may set anew.
-EVALUATION_FIELDS = ("data.", "eval.", "ensemble.", "precision", "model.form", "model.remat")
+EVALUATION_FIELDS = (
+  *("data.", "eval.", "ensemble.", "benchmark.", "precision", "model.form", "model.remat"),
+)
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
@@ -51,6 +53,7 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   if not config.data.num_threads:
     config.data.num_threads = os.cpu_count() or 1
   _check_sizes("train.image_sizes", config.train.image_sizes)
+  _check_sizes("benchmark.image_sizes", config.benchmark.image_sizes)
   if not config.eval.image_size and not config.ensemble.members:  # each member has its own
     config.eval.image_size = config.train.image_sizes[-1]
   if config.eval.image_size:
@@ -84,6 +87,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
       "train.log_every_steps",
       "eval.batch_size",
       "optim.accumulation",
+      "benchmark.rounds",
     )
   ],
   "takes 0 or more": [

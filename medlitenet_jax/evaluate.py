@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax import metrics, report
 from medlitenet_jax.data.image_files import read_grey, read_mask, write_grey, write_mask
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
+from medlitenet_jax.ensemble import Maps
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluation_page import PageCase, write_page
 from medlitenet_jax.figures import draw_failures, draw_grid
@@ -57,19 +58,8 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   shutil.rmtree(folder, ignore_errors=True)
-  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
-    (folder / name).mkdir(parents=True)
-  calibration = Calibration()
-  rows, stages = [], []
   sizes = [network.image_size for network in networks]
-  cases = predict_cases(predict, source, sizes, config)
-  for case, probs, disagreement in tqdm(
-    cases, total=len(source), unit="case", desc="evaluate", dynamic_ncols=True
-  ):
-    scored = score_case(case, probs, disagreement, config.eval, threshold, calibration)
-    _write_case(folder, scored)
-    rows.append(scored.row)
-    stages.append(scored.stages)
+  rows, stages, calibration = score_cases(predict, source, sizes, config, threshold, folder)
 
   summary = {
     **summarise_scores(rows, stages, calibration, max(sizes), config.eval.review_below),
@@ -87,6 +77,44 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
   print(report.table(*_summary_table(summary)))
   logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
   return summary
+
+
+def score_cases(
+  predict: Callable[[Mapping[int, Any]], Maps],
+  source: Source,
+  image_sizes: Sequence[int],
+  config: ConfigDict,
+  threshold: float,
+  folder: Path,
+) -> tuple[list[dict[str, Any]], list[Any], Calibration]:
+  """Runs networks over a source, and scores and writes each case while the next are computed.
+
+  Args:
+    predict: images by size to Maps.
+    source: the cases.
+    image_sizes: that the networks see.
+    config: resolved; `eval` and `data` are used.
+    threshold: probability from which a pixel is lesion.
+    folder: receives masks and maps.
+
+  Returns:
+    rows: one a case, as `cases.csv` holds it.
+    stages: counts after each step of the clean-up, one a case.
+    calibration: over all pixels.
+  """
+  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
+    (folder / name).mkdir(parents=True)
+  calibration = Calibration()
+  rows, stages = [], []
+  cases = predict_cases(predict, source, image_sizes, config)
+  for case, probs, disagreement in tqdm(
+    cases, total=len(source), unit="case", desc="evaluate", dynamic_ncols=True
+  ):
+    scored = score_case(case, probs, disagreement, config.eval, threshold, calibration)
+    _write_case(folder, scored)
+    rows.append(scored.row)
+    stages.append(scored.stages)
+  return rows, stages, calibration
 
 
 def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:

@@ -4,10 +4,9 @@ import contextlib
 import functools
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import grain
@@ -27,11 +26,13 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_curves
 from medlitenet_jax.inference import create_predict, predict_cases
 from medlitenet_jax.losses import segmentation_loss
+from medlitenet_jax.meter import Meter
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
 from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+from medlitenet_jax.trace import profile_window
 from medlitenet_jax.workdir import open_workdir
 
 logger = logging.getLogger(__name__)
@@ -139,21 +140,22 @@ def train_step(
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  decay = jnp.where(tx.has_updated(opt_state), ema_decay(opt_state.gradient_step), 1.0)
-  learned = {
-    "params": params,
-    "batch_stats": batch_stats,
-    "ema_params": optim.update_average(state.ema_params, params, decay),
-    "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
-    "opt_state": opt_state,
-  }
-  kept = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old),
-    learned,
-    {name: getattr(state, name) for name in learned},
-  )
+  with jax.named_scope("optimizer"):
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.where(tx.has_updated(opt_state), ema_decay(opt_state.gradient_step), 1.0)
+    learned = {
+      "params": params,
+      "batch_stats": batch_stats,
+      "ema_params": optim.update_average(state.ema_params, params, decay),
+      "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
+      "opt_state": opt_state,
+    }
+    kept = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      learned,
+      {name: getattr(state, name) for name in learned},
+    )
   counts = metrics.confusion_counts(logits, mask, jnp.ones(mask.shape[0]))
   dice = (2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1)
   figures = {"loss": loss, **parts, "dice": jnp.mean(dice), "grad_norm": grad_norm}
@@ -166,7 +168,9 @@ def train_step(
   return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
 
 
-def create_train_step(config: ConfigDict, model: nn.Module, tx: optax.MultiSteps) -> Callable:
+def create_train_step(
+  config: ConfigDict, model: nn.Module, tx: optax.MultiSteps
+) -> jax.stages.Wrapped:
   """Compiles the step of a run: (state, image, mask) to (state, figures), the state given away."""
   return jax.jit(
     functools.partial(
@@ -194,77 +198,6 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )
-
-
-class _Meter:
-  """Means of the step's figures and the rate since they were last read.
-
-  Figures stay on the device until they are read, and each step waits only for the one before it:
-  the device always has work, and the host never runs far ahead of it.
-  """
-
-  def __init__(self, batch_size: int):
-    self._batch_size = batch_size
-    self._figures: list[dict[str, jax.Array]] = []
-    self._seconds = 0.0
-    self.restart()
-
-  def restart(self) -> None:
-    """Starts the clock anew, after work that is not training."""
-    self._mark = time.perf_counter()
-
-  def add(self, figures: dict[str, jax.Array]) -> None:
-    """Takes the figures of a step that has been started."""
-    if self._figures:
-      jax.block_until_ready(self._figures[-1])
-    self._figures.append(figures)
-    self._tick()
-
-  def read(self) -> dict[str, float]:
-    """Waits for the last step, and returns and forgets the figures."""
-    columns = jax.device_get(self._figures)
-    self._tick()
-    means = {name: _finite_mean([row[name] for row in columns]) for name in columns[0]}
-    means["skipped"] = float(columns[-1]["skipped"])  # a count, not a mean
-    means["images_per_second"] = len(columns) * self._batch_size / self._seconds
-    self._figures, self._seconds = [], 0.0
-    return means
-
-  def _tick(self) -> None:
-    now = time.perf_counter()
-    self._seconds, self._mark = self._seconds + now - self._mark, now
-
-
-def _finite_mean(values) -> float:
-  """Mean of what is finite; a skipped batch has figures that are not."""
-  finite = [value for value in values if np.isfinite(value)]
-  return float(np.mean(finite)) if finite else float("nan")
-
-
-@contextlib.contextmanager
-def _profile_window(profile: ConfigDict, folder: Path) -> Iterator[Callable[[int, Any], None]]:
-  """Gives a function to call before each batch with its number, counted from 0, and the state."""
-  first: int | None = None
-
-  def at(step: int, state) -> None:
-    nonlocal first
-    inside = profile.start_step <= step < profile.start_step + profile.num_steps
-    if inside and first is None:
-      jax.block_until_ready(state)
-      jax.profiler.start_trace(str(folder))
-      first = step
-    elif first is not None and not inside:
-      jax.block_until_ready(state)
-      jax.profiler.stop_trace()
-      logger.info("Wrote the trace of batches %d to %d to %s.", first, step - 1, folder)
-      first = None
-
-  try:
-    yield at
-  finally:
-    if first is not None:
-      jax.profiler.stop_trace()
-      logger.info("Wrote the trace from batch %d on to %s.", first, folder)
 
 
 def validate(predict: Callable, variables, source: Source, config: ConfigDict) -> dict[str, float]:
@@ -321,15 +254,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
     else:
       state = jax.jit(initialise)()
     log = stack.enter_context(contextlib.closing(report.MetricsLog(workdir, resume_step=start)))
-    at_step = stack.enter_context(_profile_window(config.profile, workdir / "profile"))
     bar = stack.enter_context(
       tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
     )
-    meter = _Meter(config.train.batch_size)
+    meter = Meter(config.train.batch_size)
 
+    def program() -> str:
+      return step_fn.lower(state, batch["image"], batch["mask"]).compile().as_text() or ""
+
+    window = profile_window(**config.profile, folder=workdir / "profile", program=program)
+    at_step = stack.enter_context(window)
     for step in range(start + 1, plan.total_steps + 1):
       at_step(step - 1, state)
       batch = next(batches)
+      meter.spent_on("waiting")
       state, figures = step_fn(state, batch["image"], batch["mask"])
       meter.add(figures)
       bar.update()
@@ -344,6 +282,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         bar.set_postfix(
           loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
         )
+        meter.spent_on("logging")
       if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
         scores = validate(predict, fold(state.ema_variables), sources["val"], config)
         log.write(step=step, epoch=epoch, split="val", figures=scores)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -216,20 +217,37 @@ def test_preview_draws_the_augmentations(tmp_path):
   assert cv2.imread(str(tmp_path / "augmentations.png")) is not None
 
 
-def test_benchmark_writes_and_prints_a_table(tmp_path):
-  """Without the networks and their timing, which would all have to be compiled in both forms."""
+def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
+  """What is measured is tested without the launcher."""
   patch = (
-    "import types\n"
     "from medlitenet_jax import benchmark\n"
-    "benchmark.create_state = lambda *_, **__: types.SimpleNamespace(ema_variables={})\n"
-    "benchmark.time_interleaved = lambda calls, *_, **__: dict.fromkeys(calls, 0.5)\n"
+    "def benchmark_of(config, output, trained=None):\n"
+    "  print('asked', config.train.batch_size, config.benchmark.rounds, output.name, trained)\n"
+    "benchmark.benchmark = benchmark_of\n"
   )
-  fields = small_arguments(train__image_sizes="(64,)", train__batch_size=2)
-  done = launch("--mode=benchmark", f"--output={tmp_path}", *fields, patch=patch)
+  args = ("--mode=benchmark", f"--output={tmp_path / 'speed'}", *arguments(benchmark__rounds=2))
+  done = launch(*args, patch=patch)
+  assert done.returncode == 0 and "asked 16 2 speed None" in done.stdout, done.stderr
+  done = launch(*args, f"--workdir={finished_run()}", patch=patch)
+  assert done.returncode == 0 and "asked 4 2 speed (" in done.stdout, done.stderr
+  assert str(finished_run()) in done.stdout
+
+
+def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_path):
+  fields = ("--mode=preview", f"--output={tmp_path}", *small_arguments())
+  done = launch(*fields)
+  assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1:" in done.stdout or sys.platform != "linux"
+  assert f"JAX_COMPILATION_CACHE_DIR={scratch() / 'medlitenet_jax' / 'xla'}" in done.stdout
+  done = launch(
+    *fields,
+    GLIBC_TUNABLES="",
+    JAX_COMPILATION_CACHE_DIR="",
+    XLA_FLAGS="--xla_cpu_multi_thread_eigen=true",
+  )
   assert done.returncode == 0, done.stderr
-  rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-  assert [(row["task"], row["images_per_second"]) for row in rows] == [("forward", 2), ("train", 4)]
-  assert "forward" in done.stdout and str(tmp_path) in done.stdout
+  printed = [line.strip() for line in done.stdout.splitlines()]
+  assert "GLIBC_TUNABLES=" in printed and "JAX_COMPILATION_CACHE_DIR=" in printed
+  assert "XLA_FLAGS=--xla_cpu_multi_thread_eigen=true" in printed
 
 
 def test_photograph_found_broken_while_training_is_named_without_a_traceback(tmp_path):

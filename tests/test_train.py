@@ -1,6 +1,7 @@
 """A run: what it leaves behind, and that stopping and going on changes not one bit of it."""
 
 import contextlib
+import csv
 import json
 
 import cv2
@@ -23,10 +24,12 @@ from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.config import differences
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.metrics import SCORES
+from medlitenet_jax.trace import TABLE_FILE
 from medlitenet_jax.train import create_plan, train
 
 STEPS = FIELDS["train.max_steps"]
-SPEED = "images_per_second"  # the one figure that may differ between equal runs
+# The figures that may differ between equal runs.
+SPEED = {"images_per_second", "waiting_share", "logging_share"}
 
 
 def saved_state(workdir, step):
@@ -55,7 +58,7 @@ def lines(workdir):
 
 
 def without_speed(rows):
-  return [{name: value for name, value in row.items() if name != SPEED} for row in rows]
+  return [{name: value for name, value in row.items() if name not in SPEED} for row in rows]
 
 
 def opened(workdir):
@@ -129,7 +132,7 @@ def test_metrics_have_each_step_once():
     if row["split"] == "val":
       assert set(SCORES) <= row.keys()
     else:
-      assert {"loss", "dice", "grad_norm", "skipped", SPEED, "learning_rate"} <= row.keys()
+      assert {"loss", "dice", "grad_norm", "skipped", "learning_rate", *SPEED} <= row.keys()
       assert row["image_size"] == (64 if row["step"] <= 4 else 96)
 
 
@@ -156,6 +159,14 @@ def test_workdir_holds_what_the_readme_says():
 def test_profile_window_writes_a_trace():
   traces = list((finished_run() / "profile").rglob("*.xplane.pb"))
   assert len(traces) == 1 and traces[0].stat().st_size > 1000
+
+
+def test_profile_window_tells_where_the_time_went():
+  with (finished_run() / "profile" / TABLE_FILE).open() as file:
+    seconds = {row["scope"]: float(row["seconds"]) for row in csv.DictReader(file)}
+  for part in ("encoder", "mixer", "gate", "aspp", "decoder", "loss"):
+    assert seconds[part] > 0, part
+  assert seconds["encoder gradient"] > 0
 
 
 def test_finished_run_started_again_stays_as_it_is(tmp_path):

@@ -1,0 +1,146 @@
+"""Profiler traces of the training step, and the table of where its time goes."""
+
+import contextlib
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData
+
+from medlitenet_jax import report
+
+logger = logging.getLogger(__name__)
+
+TABLE_FILE = "scopes.csv"
+# Parts of the step in the table, by the names of the modules and scopes they consist of. A gate
+# stands inside a decoder's stage, so the first that is found decides.
+SCOPES = {
+  "gate": ("gate", "encoder_gate"),
+  "encoder": ("encoder",),
+  "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
+  "aspp": ("aspp", "aspp_norm"),
+  "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
+  "loss": ("loss",),
+  "optimizer": ("optimizer",),
+}
+OTHER = "other"
+
+
+@contextlib.contextmanager
+def profile_window(
+  *, start_step: int, num_steps: int, folder: Path, program: Callable[[], str]
+) -> Iterator[Callable[[int, Any], None]]:
+  """Traces some of the batches of a loop.
+
+  Args:
+    start_step: number of the first batch in the trace, counted from 0.
+    num_steps: batches in it; 0 for no trace.
+    folder: receives the trace, for xprof or TensorBoard, and the table of `scope_seconds`.
+    program: gives the text of the compiled step.
+
+  Yields:
+    A function to call before each batch with its number and the state.
+  """
+  first: int | None = None
+
+  def stop(last: str) -> None:
+    jax.profiler.stop_trace()
+    logger.info("Wrote the trace of batches %d to %s to %s.", first, last, folder)
+    _write_table(folder, program())
+
+  def at(step: int, state) -> None:
+    nonlocal first
+    inside = start_step <= step < start_step + num_steps
+    if inside and first is None:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(str(folder))
+      first = step
+    elif first is not None and not inside:
+      jax.block_until_ready(state)
+      stop(str(step - 1))
+      first = None
+
+  try:
+    yield at
+  finally:
+    if first is not None:
+      stop("the last")
+
+
+def _write_table(folder: Path, program: str) -> None:
+  """Writes and prints seconds by scope."""
+  newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+  seconds = scope_seconds(newest, program)
+  total = sum(seconds.values()) or 1.0
+  ranked = sorted(seconds.items(), key=lambda item: -item[1])
+  cells = [(scope, f"{value:.4f}", f"{100 * value / total:.1f}%") for scope, value in ranked]
+  columns = ("scope", "seconds", "share")
+  report.write_csv(
+    folder / TABLE_FILE, [dict(zip(columns, row, strict=True)) for row in cells], columns
+  )
+  logger.info("%s", report.table(columns, cells))
+
+
+def scope_seconds(trace: Path, program: str) -> dict[str, float]:
+  """Adds up the time of a program's operations by the part of the step that they belong to.
+
+  A trace names operations as the compiler does; the program says from which scope each came.
+
+  Args:
+    trace: `.xplane.pb` of the profiler.
+    program: text of the compiled program, whose operations carry `op_name`.
+
+  Returns:
+    Seconds, of all threads or streams, by the names in `SCOPES` for the forward pass, the same and
+    " gradient" for the backward pass, and `OTHER`. What the compiler has fused counts for the
+    part that its result belongs to.
+  """
+  module = re.match(r"HloModule ([^\s,]+)", program)
+  scopes = _scopes_by_operation(program)
+  seconds: defaultdict[str, float] = defaultdict(float)
+  for operation, duration in _operations(trace, module.group(1) if module else ""):
+    if operation in scopes:
+      seconds[scopes[operation]] += duration
+  return dict(seconds)
+
+
+def _scopes_by_operation(program: str) -> dict[str, str]:
+  """Part of the step of each operation, but for those that only hold others."""
+  line = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*$", re.MULTILINE)
+  found = {}
+  for match in line.finditer(program):
+    name, kind = match.groups()
+    scope = re.search(r'op_name="([^"]*)"', match.group())
+    if kind not in ("while", "call", "conditional"):
+      found[name] = _scope_of(scope.group(1) if scope else "")
+  return found
+
+
+def _scope_of(op_name: str) -> str:
+  words = set(re.findall(r"\w+", op_name))
+  for scope, names in SCOPES.items():
+    if words & set(names):
+      return f"{scope} gradient" if "transpose(" in op_name else scope
+  return OTHER
+
+
+def _operations(trace: Path, module: str) -> Iterator[tuple[str, float]]:
+  """Yields the name and seconds of each operation of a module in a trace."""
+  planes = list(ProfileData.from_file(str(trace)).planes)
+  devices = [plane for plane in planes if plane.name.startswith("/device:")]
+  for plane in devices or planes:
+    events = [(event, dict(event.stats)) for line in plane.lines for event in line.events]
+    # A CPU hands parts of an operation to other threads; "end" says when the last was done.
+    ends = {
+      stats["_c"]: event.start_ns + event.duration_ns
+      for event, stats in events
+      if event.name.startswith("end: ") and "_c" in stats
+    }
+    for event, stats in events:
+      if stats.get("hlo_module") == module and "hlo_op" in stats:
+        end = max(event.start_ns + event.duration_ns, ends.get(stats.get("_p"), 0))
+        yield str(stats["hlo_op"]), (end - event.start_ns) / 1e9
