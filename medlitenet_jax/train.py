@@ -262,7 +262,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     def program() -> str:
       return step_fn.lower(state, batch["image"], batch["mask"]).compile().as_text() or ""
 
-    window = profile_window(**config.profile, folder=workdir / "profile", program=program)
+    window = profile_window(
+      start_step=config.profile.start_step,
+      num_steps=config.profile.num_steps,
+      folder=workdir / "profile",
+      program=program,
+    )
     at_step = stack.enter_context(window)
     for step in range(start + 1, plan.total_steps + 1):
       at_step(step - 1, state)

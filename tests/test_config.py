@@ -236,7 +236,7 @@ def test_differences_notice_every_other_field():
     *("data.root", "data.num_threads", "data.prefetch_batches", "train.log_every_steps"),
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
     *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),
-    "model.remat",
+    *("model.remat", "benchmark."),
   )
   for field, value in flatten(old):
     changed = with_fields(old, **{field.replace(".", "__"): ("other", value)})
