@@ -375,7 +375,9 @@ def test_remat_keeps_less_for_the_gradient_and_gives_the_same():
   image = images(1, 64, 64)
   with compiled_as_by_launch():
     plain, remat = (gradient(variables["params"], image, remat) for remat in (False, True))
+  # A gradient that cancels to nothing is known to the rounding of what it cancels from.
+  rounding = 1e-5 * max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(plain))
   for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
     other = functools.reduce(lambda tree, key: tree[key.key], path, remat)
-    scale = float(np.max(np.abs(leaf))) + 1e-6
-    np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-3 * scale)
+    atol = 1e-3 * float(np.max(np.abs(leaf))) + rounding
+    np.testing.assert_allclose(other, leaf, rtol=0, atol=atol)
