@@ -11,6 +11,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.postprocess import PLAIN_THRESHOLD
 from medlitenet_jax.state import DTYPES, create_state
+from medlitenet_jax.trace import label_seconds, scope_of
 from medlitenet_jax.train import create_run_optimizer, create_train_step, train
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ MATRIX_SIDE = 2048
 COPIED_FLOATS = 2**26
 SLOT_SECONDS = 0.1
 LOOP_BATCHES = 8
+TRACED_CALLS = 20
 PHOTOGRAPHS = {"train": 48, "val": 16}  # generated where the recipe's are not at hand
 PHOTOGRAPH_SIZE = 512
 
@@ -57,6 +60,7 @@ class Task(NamedTuple):
     batch: photographs a call.
     form: of the operations, see `medlitenet_jax.models.ops`.
     call: does it once and returns what has to be waited for.
+    program: gives the text of what is compiled.
     cost: what it must cost at least.
     memory: bytes that the compiled program holds while it runs.
     compile_seconds: to trace and compile it, with an empty cache.
@@ -68,6 +72,7 @@ class Task(NamedTuple):
   batch: int
   form: str
   call: Callable[[], Any]
+  program: Callable[[], str]
   cost: Cost
   memory: int
   compile_seconds: float
@@ -127,8 +132,9 @@ def benchmark(
   """
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
     # Apart, for a plain training step of many seconds would let the caches of the others go cold.
-    forward = _measure(config, "forward passes", _forward_tasks(config))
-    step = _measure(config, "training step", _train_tasks(config))
+    forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
+    profile = _profile(config, first, forward, Path(scratch) / "trace")
+    step, _ = _measure(config, "training step", _train_tasks(config))
     loop = _time_loop(config, Path(scratch))
     evaluation = _time_evaluation(*trained, Path(scratch) / "eval") if trained else None
   size = config.benchmark.image_sizes[0]
@@ -141,6 +147,7 @@ def benchmark(
     "parts": [part.__dict__ for part in count_parts(config.model.to_dict(), size)],
     "parts_image_size": size,
     "groups": [forward, step],
+    "profile": profile,
     "ratios": _ratios(forward["rows"]),
     "loop": loop,
     "evaluation": evaluation,
@@ -180,6 +187,7 @@ def _compile(function, *args, again: bool) -> tuple[Any, dict[str, Any]]:
     seconds.append(time.perf_counter() - start)
   usage = compiled.memory_analysis()
   return compiled, {
+    "program": compiled.as_text,
     "memory": usage.argument_size_in_bytes
     + usage.output_size_in_bytes
     - usage.alias_size_in_bytes
@@ -254,10 +262,12 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
     args = (jax.eval_shape(initialise), image, mask)
     compiled, facts = _compile(step, *args, again=form == "platform")
     call = functools.partial(next, calls(compiled, initialise))
-    yield Task("training step", size, batch, form, call, cost, **facts)
+    yield Task("training step", size, batch, form, call, cost=cost, **facts)
 
 
-def _measure(config: ConfigDict, title: str, tasks: Iterator[Task]) -> dict[str, Any]:
+def _measure(
+  config: ConfigDict, title: str, tasks: Iterator[Task]
+) -> tuple[dict[str, Any], list[Task]]:
   """Times tasks and, between them, the machine's own rates, which their floors follow from."""
   logger.info("Compiling the %s.", title)
   made = [*tqdm(tasks, unit="program", leave=False, dynamic_ncols=True)]
@@ -289,13 +299,14 @@ def _measure(config: ConfigDict, title: str, tasks: Iterator[Task]) -> dict[str,
     if task.form == "platform":
       plain = seconds.get(task._replace(form="library").key)
       rows.append(_row(task, seconds[task.key], plain, machine))
-  return {
+  group = {
     "title": title,
     "float32_matmul_gflops": flops / seconds["product float32"] / 1e9,
     "matmul_gflops": machine.flops_per_second / 1e9,
     "copy_gb_per_second": machine.bytes_per_second / 1e9,
     "rows": rows,
   }
+  return group, made
 
 
 def _row(task: Task, seconds: float, plain: float | None, machine: Machine) -> dict[str, Any]:
@@ -317,6 +328,42 @@ def _row(task: Task, seconds: float, plain: float | None, machine: Machine) -> d
     "compile_seconds": task.compile_seconds,
     "cached_compile_seconds": task.cached_seconds,
   }
+
+
+def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path) -> dict[str, Any]:
+  """Tells apart, for each part of a forward pass, its products and everything else.
+
+  What the trace says of parts is scaled to the time that was measured without one.
+  """
+
+  def label(op_name: str) -> str:
+    product = op_name.endswith(("/dot_general", "/conv_general_dilated"))
+    return f"{scope_of(op_name)} {'products' if product else 'rest'}"
+
+  jax.block_until_ready(task.call())
+  with jax.profiler.trace(str(folder)):
+    for _ in range(TRACED_CALLS):
+      jax.block_until_ready(task.call())
+  seconds = label_seconds(folder, task.program(), label)
+  row = next(r for r in group["rows"] if (r["task"], r["batch"]) == (task.name, task.batch))
+  scale = row["ms"] / (sum(seconds.values()) or 1)
+  flops: dict[str, float] = defaultdict(float)
+  for part in count_parts(config.model.to_dict(), task.image_size):
+    flops[scope_of(part.name)] += part.flops
+  scopes = {name.rsplit(" ", 1)[0] for name in seconds}
+  parts = []
+  for scope in sorted(scopes, key=lambda scope: -flops[scope]):
+    products, rest = (scale * seconds.get(f"{scope} {kind}", 0.0) for kind in ("products", "rest"))
+    parts.append(
+      {
+        "part": scope,
+        "mflop": flops[scope] / 1e6,
+        "products_ms": products,
+        "rest_ms": rest,
+        "at_matmul_rate_ms": flops[scope] / group["matmul_gflops"] / 1e6,
+      }
+    )
+  return {"image_size": task.image_size, "ms": row["ms"], "parts": parts}
 
 
 def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -447,6 +494,15 @@ def _page(result: Mapping[str, Any]) -> str:
       *("plain ms", "times plain", "MiB", "compile s", "cached s"),
     )
     lines.append(report.table(columns, [_cells(row) for row in group["rows"]]))
+  profile = result["profile"]
+  lines.append(
+    f"where the {profile['ms']:.1f} ms of a forward pass at {profile['image_size']}x"
+    f"{profile['image_size']}, batch 1, go"
+  )
+  names = ("mflop", "at_matmul_rate_ms", "products_ms", "rest_ms")
+  spent = [(p["part"], *(f"{p[name]:.2f}" for name in names)) for p in profile["parts"]]
+  header = ("part", "MFLOP", "ms at the matmul rate", "ms of products", "ms of the rest")
+  lines.append(report.table(header, spent))
   lines += [f"{ratio['what']}: {ratio['times']:.2f}x" for ratio in result["ratios"]]
   loop, evaluation, peak = result["loop"], result["evaluation"], result["peak_memory"]
   lines.append(

@@ -39,7 +39,7 @@ def profile_window(
   Args:
     start_step: number of the first batch in the trace, counted from 0.
     num_steps: batches in it; 0 for no trace.
-    folder: receives the trace, for xprof or TensorBoard, and the table of `scope_seconds`.
+    folder: receives the trace, for xprof or TensorBoard, and the table of `label_seconds`.
     program: gives the text of the compiled step.
 
   Yields:
@@ -73,8 +73,7 @@ def profile_window(
 
 def _write_table(folder: Path, program: str) -> None:
   """Writes and prints seconds by scope."""
-  newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-  seconds = scope_seconds(newest, program)
+  seconds = label_seconds(folder, program)
   total = sum(seconds.values()) or 1.0
   ranked = sorted(seconds.items(), key=lambda item: -item[1])
   cells = [(scope, f"{value:.4f}", f"{100 * value / total:.1f}%") for scope, value in ranked]
@@ -85,22 +84,42 @@ def _write_table(folder: Path, program: str) -> None:
   logger.info("%s", report.table(columns, cells))
 
 
-def scope_seconds(trace: Path, program: str) -> dict[str, float]:
-  """Adds up the time of a program's operations by the part of the step that they belong to.
+def scope_of(op_name: str) -> str:
+  """Part of the step that an operation belongs to.
+
+  Args:
+    op_name: modules and scopes that it was traced in, as a compiled program gives them.
+
+  Returns:
+    A name in `SCOPES` for the forward pass, the same and " gradient" for the backward pass, or
+    `OTHER`.
+  """
+  words = set(re.findall(r"\w+", op_name))
+  for scope, names in SCOPES.items():
+    if words & set(names):
+      return f"{scope} gradient" if "transpose(" in op_name else scope
+  return OTHER
+
+
+def label_seconds(
+  folder: Path, program: str, label: Callable[[str], str] = scope_of
+) -> dict[str, float]:
+  """Adds up the time of a program's operations by what each belongs to.
 
   A trace names operations as the compiler does; the program says from which scope each came.
 
   Args:
-    trace: `.xplane.pb` of the profiler.
+    folder: of traces, whose newest `.xplane.pb` is read.
     program: text of the compiled program, whose operations carry `op_name`.
+    label: `op_name` to what the operation belongs to.
 
   Returns:
-    Seconds, of all threads or streams, by the names in `SCOPES` for the forward pass, the same and
-    " gradient" for the backward pass, and `OTHER`. What the compiler has fused counts for the
-    part that its result belongs to.
+    Seconds, of all threads or streams, by label. What the compiler has fused counts for the scope
+    that its result belongs to.
   """
+  trace = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
   module = re.match(r"HloModule ([^\s,]+)", program)
-  scopes = _scopes_by_operation(program)
+  scopes = {name: label(op_name) for name, op_name in _op_names(program).items()}
   seconds: defaultdict[str, float] = defaultdict(float)
   for operation, duration in _operations(trace, module.group(1) if module else ""):
     if operation in scopes:
@@ -108,24 +127,16 @@ def scope_seconds(trace: Path, program: str) -> dict[str, float]:
   return dict(seconds)
 
 
-def _scopes_by_operation(program: str) -> dict[str, str]:
-  """Part of the step of each operation, but for those that only hold others."""
+def _op_names(program: str) -> dict[str, str]:
+  """The `op_name` of each operation, but for those that only hold others."""
   line = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*$", re.MULTILINE)
   found = {}
   for match in line.finditer(program):
     name, kind = match.groups()
     scope = re.search(r'op_name="([^"]*)"', match.group())
     if kind not in ("while", "call", "conditional"):
-      found[name] = _scope_of(scope.group(1) if scope else "")
+      found[name] = scope.group(1) if scope else ""
   return found
-
-
-def _scope_of(op_name: str) -> str:
-  words = set(re.findall(r"\w+", op_name))
-  for scope, names in SCOPES.items():
-    if words & set(names):
-      return f"{scope} gradient" if "transpose(" in op_name else scope
-  return OTHER
 
 
 def _operations(trace: Path, module: str) -> Iterator[tuple[str, float]]:

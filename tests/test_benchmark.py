@@ -69,8 +69,8 @@ class Tiny(MedLiteNet):
   @nn.compact
   def __call__(self, image, *, train=False):
     common = {"form": self.form, "dtype": self.dtype}
-    x = Pointwise(8, use_bias=False, name="expand", **common)(image)
-    x = Norm(name="expand_norm")(x, train=train)
+    x = Pointwise(8, use_bias=False, name="aspp", **common)(image)
+    x = Norm(name="aspp_norm")(x, train=train)
     return Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
 
 
@@ -131,6 +131,18 @@ def test_operations_grow_with_pixels_photographs_and_views(measured):
   assert gflop["forward", 64, 4] == pytest.approx(4 * gflop["forward", 64, 1], rel=0.05)
   assert gflop["six views", 64, 1] == pytest.approx(6 * gflop["forward", 64, 1])
   assert gflop["forward", 96, 1] == pytest.approx(2.25 * gflop["forward", 64, 1], rel=0.2)
+
+
+def test_the_profile_divides_the_time_of_a_forward_pass(measured):
+  profile, (forward, _) = measured.figures["profile"], measured.figures["groups"]
+  assert profile["ms"] == forward["rows"][0]["ms"]
+  spent = [part["products_ms"] + part["rest_ms"] for part in profile["parts"]]
+  assert sum(spent) == pytest.approx(profile["ms"])
+  parts = {part["part"]: part for part in profile["parts"]}
+  assert parts["aspp"]["products_ms"] > 0 and parts["aspp"]["rest_ms"] > 0
+  assert parts["decoder"]["products_ms"] > 0
+  counted = sum(part["flops"] for part in measured.figures["parts"]) / 1e6
+  assert sum(part["mflop"] for part in profile["parts"]) == pytest.approx(counted)
 
 
 def test_loop_and_evaluation_are_measured(measured):
