@@ -350,7 +350,7 @@ def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path
   flops: dict[str, float] = defaultdict(float)
   for part in count_parts(config.model.to_dict(), task.image_size):
     flops[scope_of(part.name)] += part.flops
-  scopes = {name.rsplit(" ", 1)[0] for name in seconds}
+  scopes = {name.rsplit(" ", 1)[0] for name in seconds} | flops.keys()
   parts = []
   for scope in sorted(scopes, key=lambda scope: -flops[scope]):
     products, rest = (scale * seconds.get(f"{scope} {kind}", 0.0) for kind in ("products", "rest"))
