@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.profiler import ProfileData
@@ -119,7 +119,7 @@ def label_seconds(
   """
   trace = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
   module = re.match(r"HloModule ([^\s,]+)", program)
-  scopes = {name: label(op_name) for name, op_name in _op_names(program).items()}
+  scopes = {name: label(op_name) for name, op_name in op_names(program).items()}
   seconds: defaultdict[str, float] = defaultdict(float)
   for operation, duration in _operations(trace, module.group(1) if module else ""):
     if operation in scopes:
@@ -127,15 +127,58 @@ def label_seconds(
   return dict(seconds)
 
 
-def _op_names(program: str) -> dict[str, str]:
-  """The `op_name` of each operation, but for those that only hold others."""
-  line = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*$", re.MULTILINE)
-  found = {}
-  for match in line.finditer(program):
-    name, kind = match.groups()
-    scope = re.search(r'op_name="([^"]*)"', match.group())
-    if kind not in ("while", "call", "conditional"):
-      found[name] = scope.group(1) if scope else ""
+class _Instruction(NamedTuple):
+  """A line of a compiled program: %NAME = TYPE KIND(%OPERAND, ...), ..., calls=%CALLED."""
+
+  computation: str
+  name: str
+  kind: str
+  operands: list[str]
+  called: str
+  op_name: str
+
+
+def _parse(program: str) -> list[_Instruction]:
+  line = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(([^)]*)\)(.*)$")
+  found, computation = [], ""
+  for text in program.splitlines():
+    if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(", text):
+      computation = head.group(1)
+    elif match := line.match(text):
+      name, kind, operands, rest = match.groups()
+      called = re.search(r"calls=%?([\w.-]+)", rest)
+      op_name = re.search(r'op_name="([^"]*)"', rest)
+      words = re.findall(r"[\w.-]+", operands)
+      ends = (group.group(1) if group else "" for group in (called, op_name))
+      found.append(_Instruction(computation, name, kind, words, *ends))
+  return found
+
+
+def op_names(program: str) -> dict[str, str]:
+  """The `op_name` of each operation, but for those that only hold others.
+
+  Args:
+    program: text of a compiled program.
+
+  Returns:
+    By name of the operation. One that the compiler has left without takes the `op_name` of the
+    operation that uses it, be it inside a fusion; "" if there is none either.
+  """
+  instructions = _parse(program)
+  number = {(i.computation, i.name): i.operands[0] for i in instructions if i.kind == "parameter"}
+  inside: dict[tuple[str, str], str] = {}  # computation and number of parameter, to its user's
+  for i in instructions:
+    for operand in i.operands:
+      if (i.computation, operand) in number and i.op_name:
+        inside.setdefault((i.computation, number[i.computation, operand]), i.op_name)
+  found: dict[str, str] = {}
+  of_user: dict[str, str] = {}
+  for i in reversed(instructions):  # a user stands behind what it uses
+    op_name = i.op_name or of_user.get(i.name, "")
+    for place, operand in enumerate(i.operands):
+      of_user.setdefault(operand, inside.get((i.called, str(place)), op_name))
+    if i.kind not in ("while", "call", "conditional"):
+      found[i.name] = op_name
   return found
 
 

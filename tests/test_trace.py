@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medlitenet_jax.trace import OTHER, TABLE_FILE, profile_window
+from medlitenet_jax.trace import OTHER, TABLE_FILE, op_names, profile_window
 
 
 @jax.jit
@@ -78,3 +78,28 @@ def test_no_window_leaves_nothing(tmp_path):
   with profile_window(start_step=0, num_steps=0, folder=tmp_path, program=lambda: "") as at:
     at(0, None)
   assert not list(tmp_path.iterdir())
+
+
+UNNAMED = """HloModule jit_step
+
+%fused (param_0: f32[4], param_1: f32[4]) -> f32[4] {
+  %param_0 = f32[4]{0} parameter(0)
+  %param_1 = f32[4]{0} parameter(1)
+  %bitcast = f32[4]{0} bitcast(%param_1), metadata={op_name="jit(step)/head/dot_general"}
+  ROOT %add = f32[4]{0} add(%param_0, %bitcast), metadata={op_name="jit(step)/loss/add"}
+}
+
+ENTRY %main (x: f32[4], y: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %y = f32[4]{0} parameter(1)
+  %copy = f32[4]{0} copy(%y)
+  %dot = f32[4]{0} dot(%x, %copy)
+  ROOT %fusion = f32[4]{0} fusion(%x, %dot), calls=%fused, metadata={op_name="jit(step)/loss/add"}
+}
+"""
+
+
+def test_an_operation_without_a_name_goes_to_the_one_that_uses_it():
+  names = op_names(UNNAMED)
+  assert names["dot"] == names["copy"] == "jit(step)/head/dot_general"
+  assert names["fusion"] == "jit(step)/loss/add"
