@@ -26,9 +26,9 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# Forward pass and training step against the same network in plain convolutions.
+# Forward pass and training step against the machine's own rates and plain convolutions.
 bench: install
-	$(PY) launch.py --mode=benchmark --config.train.image_sizes="(128,)"
+	$(PY) launch.py --mode=benchmark
 
 # Pins anew what pyproject.toml asks for.
 requirements: install

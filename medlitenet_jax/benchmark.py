@@ -441,7 +441,7 @@ def _time_evaluation(config: ConfigDict, workdir: Path, folder: Path) -> dict[st
     batch_size=config.eval.batch_size,
     image_sizes=sizes,
     num_threads=config.data.num_threads,
-    prefetch_batches=1,
+    prefetch_batches=config.data.prefetch_batches,
   )
   images = next(batches).images
   alone = {"networks": lambda: predict(images)}

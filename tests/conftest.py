@@ -1,8 +1,21 @@
 """What several tests need."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds, which stand still unless the test moves them by adding to `now`."""
+
+  class Clock:
+    now = 100.0
+
+  monkeypatch.setattr(time, "perf_counter", lambda: Clock.now)
+  return Clock
 
 
 @pytest.fixture

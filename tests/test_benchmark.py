@@ -18,21 +18,6 @@ from medlitenet_jax.models.medlitenet import VARIANTS, MedLiteNet
 from medlitenet_jax.train import train
 
 
-@pytest.fixture
-def clock(monkeypatch):
-  """Seconds that only a call moves."""
-
-  class Clock:
-    now = 0.0
-
-    def perf_counter(self):
-      return self.now
-
-  clock = Clock()
-  monkeypatch.setattr(benchmark, "time", clock)
-  return clock
-
-
 def takes(clock, order, name, *seconds):
   """A call that takes these seconds in turn, the last of them ever after."""
   left = list(seconds)

@@ -4,23 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medlitenet_jax import meter as meter_lib
 from medlitenet_jax.meter import Meter
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """Seconds, which stand still unless the test moves them."""
-
-  class Clock:
-    now = 100.0
-
-    def perf_counter(self):
-      return self.now
-
-  clock = Clock()
-  monkeypatch.setattr(meter_lib, "time", clock)
-  return clock
 
 
 def figures(loss, skipped=0):

@@ -5,7 +5,8 @@ times slower than nine shifted multiply-adds over a padded array, and its biline
 times slower than slices and a weighted sum. Every operation here therefore has two forms that
 compute the same numbers from the same parameters:
 
-  "platform": the fast form on a CPU, the library's elsewhere, chosen when the program is lowered;
+  "platform": the fast form on a CPU and, where that is as fast there, on a GPU; the library's form
+    of the other operations on a GPU; chosen when the program is lowered;
   "library": the library's everywhere, for comparison and for counting operations.
 """
 
@@ -310,7 +311,7 @@ def _wide_einsum_backward(subscripts, residuals, grad):
 wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
 
 
-def interpolation_weights(size: int, target: int) -> np.ndarray:
+def _interpolation_weights(size: int, target: int) -> np.ndarray:
   """Matrix [target, size] of linear interpolation between pixel centres, held at the frame."""
   centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
   return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
@@ -330,7 +331,7 @@ def enlarge(x, height: int, width: int):
     [B, height, width, 1] in the dtype of x.
   """
   rows, columns = (
-    jnp.asarray(interpolation_weights(*sizes), x.dtype)
+    jnp.asarray(_interpolation_weights(*sizes), x.dtype)
     for sizes in ((x.shape[1], height), (x.shape[2], width))
   )
   y = wide_einsum("bhw,Hh->bHw", x[..., 0], rows).astype(x.dtype)
