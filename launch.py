@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 ROOT = Path(__file__).resolve().parent
 MODES = {
+  "prepare": "fetch a public data set, or read it from config.data.raw, and reduce it once",
   "train": "train, or go on where an earlier call stopped",
   "evaluate": "score the best checkpoint of --workdir, or an ensemble, on config.eval.split",
   "predict": "outline the lesions in the photographs of --input, into --output",
@@ -141,7 +142,11 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     ("JAX_COMPILATION_CACHE_DIR", cache),
   ):
     logger.info("  %s=%s", name, value or "")
-  if mode == "evaluate":
+  if mode == "prepare":
+    from medlitenet_jax.prepare import prepare
+
+    prepare(config)
+  elif mode == "evaluate":
     from medlitenet_jax.evaluate import evaluate
 
     evaluate(config, workdir, " ".join(["python", *map(shlex.quote, sys.orig_argv[1:])]))

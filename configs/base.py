@@ -17,8 +17,13 @@ def get_config() -> ConfigDict:
   config.precision = "auto"  # auto, float32, bfloat16, float16; auto: float32 on CPU, else bfloat16
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder, synthetic
-  config.data.root = "data/isic2018"  # folder: holds images/, masks/ and, optionally, splits.csv
+  # folder, synthetic, or a public set: isic2018, isic2017, isic2016, ph2, ham10000
+  config.data.source = "folder"
+  # folder: holds images/, masks/ and, optionally, splits.csv; public set: where it is prepared
+  config.data.root = "data/isic2018"
+  # Public set: folder of its archives, zipped or not; empty: downloaded where that is possible.
+  config.data.raw = ""
+  config.data.working_size = 768  # pixels of the shorter side that a public set is reduced to
   config.data.max_train_images = 0  # 0: all
   config.data.max_eval_images = 0  # 0: all
   config.data.num_threads = 0  # that read; 0: one a core. The order of cases is the same for any

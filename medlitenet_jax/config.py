@@ -21,7 +21,14 @@ CONFIG_FILE = "config.json"
 # Fields that a run may be resumed with other values of: they touch neither what is learned nor
 # which checkpoint is best. That data.root still holds the same cases is checked apart.
 FREE_FIELDS = (
-  *("data.root", "data.num_threads", "data.prefetch_batches", "eval.split", "eval.checkpoint"),
+  *(
+    "data.root",
+    "data.raw",
+    "data.num_threads",
+    "data.prefetch_batches",
+    "eval.split",
+    "eval.checkpoint",
+  ),
   *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
   *("eval.review_below", "train.log_every_steps", "model.remat", "profile.", "benchmark."),
 )
@@ -113,7 +120,9 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     (field, lambda v: v > 0)
     for field in ("optim.learning_rate", "optim.clip_norm", "loss.dice_epsilon")
   ],
-  "takes 32 pixels or more": [("data.synthetic.image_size", lambda v: v >= 32)],
+  "takes 32 pixels or more": [
+    (field, lambda v: v >= 32) for field in ("data.synthetic.image_size", "data.working_size")
+  ],
   "takes a number between 0 and 1, or 0": [
     (field, lambda v: 0 <= v < 1) for field in ("eval.threshold", "eval.hysteresis_low")
   ],

@@ -234,7 +234,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
-  sources = {name: create_source(config.data, name, config.seed) for name in ("train", "val")}
+  sources = {
+    name: create_source(config.data, name, config.seed, to_score=name == "val")
+    for name in ("train", "val")
+  }
   cases = sources["train"]
   plan = create_plan(config.train, len(cases))
   open_workdir(config, workdir, sources)

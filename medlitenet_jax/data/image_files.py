@@ -81,8 +81,13 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _decode(path: Path, mode: str) -> np.ndarray:
-  with _refusing(path), Image.open(io.BytesIO(path.read_bytes())) as image:
+def _read(path: Path) -> bytes:
+  with _refusing(path):
+    return path.read_bytes()
+
+
+def _decode(data: bytes, path: Path, mode: str) -> np.ndarray:
+  with _refusing(path), Image.open(io.BytesIO(data)) as image:
     if image.mode in _WIDE_MODES:
       raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
     _refuse_huge(path, image)
@@ -104,7 +109,12 @@ def read_image(path: Path) -> np.ndarray:
   Raises:
     InputError: if the file is missing, truncated, not an image or of more than 8 bits a channel.
   """
-  return _decode(path, "RGB")
+  return decode_image(_read(path), path)
+
+
+def decode_image(data: bytes, path: Path) -> np.ndarray:
+  """Decodes a photograph that was read already, as `read_image` does; `path` is for errors."""
+  return _decode(data, path, "RGB")
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -119,7 +129,12 @@ def read_mask(path: Path) -> np.ndarray:
   Raises:
     InputError: if the file is missing, truncated, not an image, or has other values.
   """
-  grey = _decode(path, "L")
+  return decode_mask(_read(path), path)
+
+
+def decode_mask(data: bytes, path: Path) -> np.ndarray:
+  """Decodes a mask that was read already, as `read_mask` does; `path` is for errors."""
+  grey = _decode(data, path, "L")
   if grey.max() <= 1:
     return grey
   # A few values between are the ringing of JPEG, or a smoothed border; an area of them is a label.
@@ -133,20 +148,34 @@ def read_mask(path: Path) -> np.ndarray:
   return (grey > 128).astype(np.uint8)
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-  """Writes a mask as the ISIC challenge takes it: single-channel PNG, 0 and 255.
+def is_upright_jpeg(data: bytes) -> bool:
+  """Whether a file is a JPEG of colours that no EXIF orientation turns."""
+  with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(data)) as image:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return image.format == "JPEG" and image.mode == "RGB" and not turned
+  return False
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+  """Encodes a mask as the ISIC challenge takes it: single-channel PNG, 0 and 255.
 
   Args:
-    path: ends in .png; its folder exists.
     mask: [H, W] uint8, 0 or 1.
+
+  Returns:
+    Content of a file.
   """
-  encoded = cv2.imencode(".png", mask * np.uint8(255))[1]
-  path.write_bytes(encoded.tobytes())
+  return cv2.imencode(".png", mask * np.uint8(255))[1].tobytes()
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+  """Writes a mask, [H, W] uint8, 0 or 1, as `encode_mask` does, to a path that ends in .png."""
+  path.write_bytes(encode_mask(mask))
 
 
 def read_grey(path: Path) -> np.ndarray:
   """Reads a map that `write_grey` wrote: [H, W] float32, 0 to 1 in steps of 1/255."""
-  return _decode(path, "L").astype(np.float32) / 255
+  return _decode(_read(path), path, "L").astype(np.float32) / 255
 
 
 def write_grey(path: Path, values: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from medlitenet_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # builders of data/official.py
 MASK_SUFFIX = "_segmentation"
 
 
@@ -31,8 +32,9 @@ class Case:
   Attributes:
     index: place of the case in its source.
     case_id: name of the photograph without its ending.
-    image: [H, W, 3] uint8 RGB at its own size.
-    mask: [H, W] uint8, 0 or 1, at the same size.
+    image: [H, W, 3] uint8 RGB at its own size, or at the working size of a prepared set.
+    mask: [H, W] uint8, 0 or 1; of the size of `image` where it is learnt from, of the photograph's
+      own where it is scored by.
   """
 
   index: int
@@ -126,7 +128,9 @@ class FolderSource:
     images, masks = map(image_files.find_images, folders)
     splits = _read_splits(root / "splits.csv")
     if splits is None:
-      splits = {case_id: _split_by_name(case_id) for case_id in images}
+      splits = {
+        case_id: split_by_hash(case_id, val_fraction=0.1, test_fraction=0.1) for case_id in images
+      }
     self.case_ids = sorted(case_id for case_id, name in splits.items() if name == split)
     if not self.case_ids:
       raise InputError(f"{root}: split {split!r} is empty; choose another or fill splits.csv")
@@ -178,13 +182,16 @@ class FirstCases:
     return self._source[index]
 
 
-def create_source(data: Mapping[str, Any], split: str, seed: int) -> Source:
+def create_source(
+  data: Mapping[str, Any], split: str, seed: int, *, to_score: bool = True
+) -> Source:
   """Opens the cases of a split.
 
   Args:
     data: `config.data` as a mapping.
     split: one of `SPLITS`.
     seed: of generated cases.
+    to_score: whether masks are scored by, so at the photograph's own size, or learnt from.
 
   Returns:
     A source of at least one case.
@@ -208,8 +215,14 @@ def create_source(data: Mapping[str, Any], split: str, seed: int) -> Source:
       count=count,
       image_size=synthetic["image_size"],
     )
+  elif data["source"] in SET_NAMES:
+    from medlitenet_jax.data import official  # TFDS takes its time
+
+    builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
+    source = official.PreparedSource(builder, split, to_score)
   else:
-    raise InputError(f"config.data.source: {data['source']!r} is not one of folder, synthetic")
+    names = ", ".join(("folder", "synthetic", *SET_NAMES))
+    raise InputError(f"config.data.source: {data['source']!r} is not one of {names}")
   limit = data["max_train_images"] if split == "train" else data["max_eval_images"]
   return FirstCases(source, limit) if 0 < limit < len(source) else source
 
@@ -237,10 +250,22 @@ def _read_splits(path: Path) -> dict[str, str] | None:
   return splits
 
 
-def _split_by_name(case_id: str) -> str:
-  """A split that does not change when files are added: a tenth each for val and test."""
-  tenth = int(hashlib.sha256(case_id.encode()).hexdigest(), 16) % 10
-  return {0: "val", 1: "test"}.get(tenth, "train")
+def split_by_hash(key: str, *, val_fraction: float, test_fraction: float, seed: int = 0) -> str:
+  """A split that follows from a name alone, so that adding files changes no other's.
+
+  Args:
+    key: name of the case, or of the patient or lesion whose cases stay together.
+    val_fraction: share of all keys that `val` gets, on average.
+    test_fraction: share that `test` gets.
+    seed: for another draw.
+
+  Returns:
+    One of `SPLITS`.
+  """
+  place = int(hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()[:16], 16) / 16**16
+  if place < val_fraction:
+    return "val"
+  return "test" if place < val_fraction + test_fraction else "train"
 
 
 def _refuse_missing(needed: Sequence[str], found: Mapping[str, Path], who: str, where: str) -> None:
