@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
   config.data.synthetic.num_test = 64
   config.data.synthetic.image_size = 192  # pixels, both sides
 
+  # Done to every photograph as it is read, in training, evaluation and prediction alike.
+  config.preprocess = ConfigDict()
+  config.preprocess.hair_removal = False
+  config.preprocess.color_constancy = "none"  # none, shades_of_grey
+
   # Each augmentation has the probability that it is applied to an image and the range that its
   # strength is drawn from, uniformly. Lengths are fractions of the side of the image.
   config.augment = ConfigDict()

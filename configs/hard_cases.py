@@ -1,4 +1,4 @@
-"""What makes a photograph hard, drawn into easy ones: hair, rulers, poor light, dark skin, faint borders.
+"""What makes a photograph hard, put into easy ones: hairs, rulers, poor light, faint borders.
 
 python launch.py --config=configs/hard_cases.py --config.data.root=FOLDER
 """

@@ -219,7 +219,8 @@ def augment(
 
   In this order, each with its own probability: crop, flips, rotation, scaling, translation, elastic
   deformation; skin tone, fading of the border, ruler, hairs, shadow, uneven light; brightness and
-  contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in from outside the photograph is its reflection, and the mask's.
+  contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in from outside the photograph
+  is its reflection, and the mask's.
 
   Safe to call from many threads, each with an rng of its own.
 

@@ -1,4 +1,4 @@
-"""From the uniform numbers that an augmentation is given to the strength and shape of what it does."""
+"""From the uniform numbers that an augmentation is given to what it does, and how strongly."""
 
 import numpy as np
 
