@@ -34,6 +34,11 @@ def get_config() -> ConfigDict:
   config.data.synthetic.num_test = 64
   config.data.synthetic.image_size = 192  # pixels, both sides
 
+  # Done to every photograph as it is read, in training, evaluation and prediction alike.
+  config.preprocess = ConfigDict()
+  config.preprocess.hair_removal = False
+  config.preprocess.color_constancy = "none"  # none, shades_of_grey
+
   # Each augmentation has the probability that it is applied to an image and the range that its
   # strength is drawn from, uniformly. Lengths are fractions of the side of the image.
   config.augment = ConfigDict()
@@ -64,6 +69,22 @@ def get_config() -> ConfigDict:
   config.augment.noise_std = (0.0, 0.04)  # of full scale
   config.augment.blur_probability = 0.2
   config.augment.blur_sigma = (0.0, 0.006)
+  # What the paper leaves to future work; configs/hard_cases.py switches it on.
+  config.augment.hairs_probability = 0.0
+  config.augment.hairs_count = (2, 40)
+  config.augment.hairs_width = (0.003, 0.008)  # at the root
+  config.augment.ruler_probability = 0.0
+  config.augment.ruler_inset = (0.03, 0.15)  # from a side
+  config.augment.shadow_probability = 0.0
+  config.augment.shadow_depth = (0.15, 0.5)  # share of the light that it takes
+  config.augment.shadow_softness = (0.03, 0.2)  # half the width of its edge
+  config.augment.uneven_light_probability = 0.0
+  config.augment.uneven_light_fall = (0.15, 0.5)  # share lost between brightest and darkest place
+  config.augment.skin_tone_probability = 0.0
+  config.augment.skin_tone_density = (-0.3, 0.9)  # of melanin in green; above 0 darkens
+  config.augment.faint_border_probability = 0.0
+  config.augment.faint_border_width = (0.03, 0.07)  # on either side, to half the strength
+  config.augment.faint_border_strength = (0.5, 1.0)  # share of a blend of both sides
 
   config.model = ConfigDict()
   config.model.name = "medlitenet"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from medlitenet_jax import report
 from medlitenet_jax.cost import Cost, Machine, count_cost
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.image_files import write_mask
 from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import MASK_SUFFIX, create_source
@@ -440,6 +441,7 @@ def _time_evaluation(config: ConfigDict, workdir: Path, folder: Path) -> dict[st
     source,
     batch_size=config.eval.batch_size,
     image_sizes=sizes,
+    preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )

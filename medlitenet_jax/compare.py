@@ -33,6 +33,7 @@ SHOWN_CASES = 8
 PROTOCOL = (
   *("split", "split_hash", "scored_at", "threshold", "threshold_chosen_on", "hysteresis_low"),
   *("postprocessing", "test_time_augmentation", "network_size", "precision"),
+  "preprocessing",
 )
 
 
@@ -182,7 +183,10 @@ def _protocol_differences(evaluations: Sequence[Evaluation]) -> dict[str, list[A
   return {
     name: [protocol.get(name) for protocol in protocols]
     for name in PROTOCOL
-    if any(protocol.get(name) != protocols[0].get(name) for protocol in protocols)
+    # An evaluation that is older than a part of the protocol went without it.
+    if any(
+      (protocol.get(name) or None) != (protocols[0].get(name) or None) for protocol in protocols
+    )
   }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
@@ -32,6 +33,8 @@ FREE_FIELDS = (
   *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
   *("eval.review_below", "train.log_every_steps", "model.remat", "profile.", "benchmark."),
 )
+# What fields that a run is older than were in effect; its other augmentations were off as well.
+BEFORE_THEM = {"preprocess.hair_removal": False, "preprocess.color_constancy": "none"}
 # Fields that an evaluation may set anew.
 EVALUATION_FIELDS = (
   *("data.", "eval.", "ensemble.", "benchmark.", "precision", "model.form", "model.remat"),
@@ -68,6 +71,7 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   _check(config)
   try:
     AugmentPolicy(**config.augment)
+    Preprocessing(**config.preprocess)
   except InputError as error:
     raise InputError(f"config.{error}") from error
   return config.lock()
@@ -171,6 +175,33 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
   }
 
 
+def with_later_fields(saved: ConfigDict, recipe: ConfigDict) -> ConfigDict:
+  """Adds the preprocessing and the augmentations that a run is older than, switched off.
+
+  Args:
+    saved: of a workdir.
+    recipe: has all fields; gives the ranges, which an augmentation that is off does not use.
+
+  Returns:
+    A copy, not locked.
+  """
+  known, later = dict(flatten(saved)), dict(BEFORE_THEM)
+  for field, value in flatten(recipe):
+    if field.startswith("augment."):
+      later[field] = 0.0 if field.endswith("_probability") else value
+  return _with_fields(saved, {field: value for field, value in later.items() if field not in known})
+
+
+def _with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+  """A copy with more fields, given by their dotted names; not locked."""
+  tree = config.to_dict()
+  for field, value in fields.items():
+    *sections, name = field.split(".")
+    group = functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)
+    group[name] = value
+  return ConfigDict(tree)
+
+
 def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) -> None:
   """Refuses to evaluate a run under a recipe of another network.
 
@@ -208,7 +239,8 @@ def for_evaluation(
     saved: of the workdir.
     overrides: fields given on the command line, by dotted name.
     platform: as in `resolve`.
-    recipe: gives the fields of evaluation that did not exist when the workdir was made.
+    recipe: gives the fields of evaluation that did not exist when the workdir was made; those of
+      preprocessing and augmentation are off.
 
   Returns:
     `saved` with those of the overrides that leave the network as it was trained; locked.
@@ -216,15 +248,15 @@ def for_evaluation(
   Raises:
     InputError: if an override would make another network, or its value cannot be used.
   """
-  known = dict(flatten(saved))
   try:
-    tree = saved.to_dict()
-    for field, value in flatten(recipe):
-      if field not in known and field.startswith(EVALUATION_FIELDS):
-        *sections, name = field.split(".")
-        group = functools.reduce(lambda part, section: part.setdefault(section, {}), sections, tree)
-        group[name] = value
-    config = ConfigDict(tree)
+    saved = with_later_fields(saved, recipe)
+    known = dict(flatten(saved))
+    missing = {
+      field: value
+      for field, value in flatten(recipe)
+      if field not in known and field.startswith(EVALUATION_FIELDS)
+    }
+    config = _with_fields(saved, missing)
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):
         config.update_from_flattened_dict({field: value})

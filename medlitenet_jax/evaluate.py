@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax import metrics, report
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.image_files import read_grey, read_mask, write_grey, write_mask
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
 from medlitenet_jax.ensemble import Maps
@@ -167,6 +168,7 @@ def _protocol(
     "hysteresis_low": config.eval.hysteresis_low,
     "postprocessing": list(config.eval.postprocess),
     "test_time_augmentation": config.eval.tta,
+    "preprocessing": Preprocessing(**config.preprocess).steps,
     "network_size": max(network.image_size for network in networks),
     "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",

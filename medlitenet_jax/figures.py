@@ -196,19 +196,28 @@ def _farthest_part(truth: np.ndarray, prediction: np.ndarray) -> tuple[slice, sl
   return window(int(y), truth.shape[0]), window(int(x), truth.shape[1])
 
 
-def draw_sheet(rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray]]]], path: Path):
+def draw_sheet(
+  rows: Sequence[tuple[str, Sequence[tuple[np.ndarray, np.ndarray]]]],
+  path: Path,
+  titles: Sequence[str] = (),
+  side: float = 1.5,
+) -> None:
   """Draws rows of photographs with the outlines of their masks.
 
   Args:
     rows: (label, [(image [S, S, 3] uint8, mask [S, S] uint8), ...]) each, all of one length.
     path: of the PNG.
+    titles: of the columns; none or all.
+    side: of a picture, in hundreds of pixels.
   """
   columns = len(rows[0][1])
-  figure = Figure(figsize=(1.5 * columns + 1, 1.5 * len(rows)), layout="constrained")
+  figure = Figure(figsize=(side * columns + 1, side * len(rows)), layout="constrained")
   axes = figure.subplots(len(rows), columns, squeeze=False)
   for axis_row, (label, pictures) in zip(axes, rows, strict=True):
     for axis, (image, mask) in zip(axis_row, pictures, strict=True):
       axis.imshow(outlined(image, mask, TRUTH_COLOR))
       axis.set(xticks=[], yticks=[])
     axis_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+  for axis, title in zip(axes[0], titles, strict=False):
+    axis.set_title(title, fontsize=9)
   save_figure(figure, path)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import Photographs, Source, split_hash
 from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
@@ -66,7 +67,8 @@ def load_networks(config: ConfigDict, workdir: Path) -> list[Network]:
 
   Raises:
     InputError: if a checkpoint is missing or of another network, if the members were selected on
-      different cases, or if a member is not the one that was weighted.
+      different cases, if a member was trained with other preprocessing than the configuration has,
+      or if a member is not the one that was weighted.
   """
   if not config.ensemble.members:
     return [_load_network(config, workdir)]
@@ -89,7 +91,15 @@ def _member_config(config: ConfigDict, member: Path) -> ConfigDict:
   if config.eval.image_size:
     overrides["eval.image_size"] = config.eval.image_size
   saved = config_lib.load(member)
-  return config_lib.for_evaluation(saved, overrides, jax.default_backend(), config)
+  own = config_lib.for_evaluation(saved, overrides, jax.default_backend(), config)
+  for name, value in own.preprocess.items():
+    if value != config.preprocess[name]:
+      raise InputError(
+        f"{member}: was trained with config.preprocess.{name}={value!r}, and the ensemble says "
+        f"{config.preprocess[name]!r}; all members must see photographs cleaned alike, so set this "
+        "field to theirs, or choose other members"
+      )
+  return own
 
 
 def _load_network(config: ConfigDict, workdir: Path) -> Network:
@@ -195,7 +205,7 @@ def predict_cases(
     predict: images by size to Maps.
     source: the cases.
     image_sizes: that the networks see.
-    config: resolved; `eval.batch_size` and `data` are used.
+    config: resolved; `eval.batch_size`, `data` and `preprocess` are used.
 
   Yields:
     (case, [S, S] float32 probabilities, [S, S] float32 disagreement), each case once, in order;
@@ -205,6 +215,7 @@ def predict_cases(
     source,
     batch_size=config.eval.batch_size,
     image_sizes=image_sizes,
+    preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )

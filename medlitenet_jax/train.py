@@ -20,6 +20,7 @@ from tqdm import tqdm
 from medlitenet_jax import metrics, optim, report
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import Source, create_source
 from medlitenet_jax.errors import InputError
@@ -194,6 +195,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     seed=config.seed,
     batch_size=config.train.batch_size,
     image_size_at=plan.image_size_at,
+    preprocessing=Preprocessing(**config.preprocess),
     policy=AugmentPolicy(**config.augment),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
@@ -209,7 +211,7 @@ def validate(predict: Callable, variables, source: Source, config: ConfigDict) -
     predict: of `create_predict`.
     variables: of the network, folded.
     source: the cases.
-    config: resolved; `eval` and `data` are used.
+    config: resolved; `eval`, `data` and `preprocess` are used.
 
   Returns:
     The mean over cases of each name in `metrics.SCORES`.

@@ -33,7 +33,7 @@ def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
   if saved is not None and any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
-    changed = config_lib.differences(saved, config)
+    changed = config_lib.differences(config_lib.with_later_fields(saved, config), config)
     if changed:
       field, (old, new) = min(changed.items())
       more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""

@@ -12,6 +12,7 @@ import pytest
 from configs.base import get_config
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import SyntheticSource
 from medlitenet_jax.errors import InputError
@@ -55,6 +56,7 @@ def batches():
     seed=0,
     batch_size=2,
     image_size_at=lambda step: 32,
+    preprocessing=Preprocessing(hair_removal=False, color_constancy="none"),
     policy=AugmentPolicy(**get_config().augment),
     num_threads=1,
     prefetch_batches=1,

@@ -97,6 +97,13 @@ BAD_VALUES = {
   "augment__blur_sigma": (0.1,),
   "augment__crop_scale": (0.0, 1.0),
   "augment__noise_std": (-0.1, 0.1),
+  "augment__hairs_count": (-1, 5),
+  "augment__ruler_inset": (0.0, 0.6),
+  "augment__skin_tone_density": (1.0, -1.0),
+  "augment__faint_border_strength": (0.5, 1.5),
+  "augment__shadow_probability": 2.0,
+  "preprocess__hair_removal": "yes",
+  "preprocess__color_constancy": "grey_world",
   "model__name": "unet9",
   "model__variant": "huge",
   "model__form": "magic",
@@ -308,7 +315,11 @@ def test_evaluation_size_0_is_the_last_of_training():
 
 
 # The groups of fields that go whole into something: where to look for `NAME.FIELD` instead.
-UNPACKED = {"augment": ("policy", "data/augment.py"), "model": ("self", "models/medlitenet.py")}
+UNPACKED = {
+  "augment": ("policy", ("data/augment.py", "data/photometric.py")),
+  "model": ("self", ("models/medlitenet.py",)),
+  "preprocess": ("self", ("data/clean.py",)),
+}
 ALIASES = {"optimizer": "optim"}  # a group under another name in a function that is given it
 
 
@@ -359,9 +370,9 @@ def unread_fields(config):
     elif field in ("model.name", "model.variant"):
       is_read = f"fields.{leaf}" in fields_read(PACKAGE / "models" / "registry.py")
     elif group in UNPACKED:
-      owner, file = UNPACKED[group]
-      wanted = f"{owner}.{leaf}"
-      is_read = any(fnmatch.fnmatchcase(wanted, p) for p in fields_read(PACKAGE / file))
+      owner, files = UNPACKED[group]
+      wanted, patterns = f"{owner}.{leaf}", set().union(*(fields_read(PACKAGE / f) for f in files))
+      is_read = any(fnmatch.fnmatchcase(wanted, p) for p in patterns)
     else:
       is_read = any(fnmatch.fnmatchcase(f"{group}.{leaf}", p) for p in read)
     if not is_read:
@@ -374,7 +385,16 @@ def test_every_field_is_read():
 
 
 @pytest.mark.parametrize(
-  "field", ["spare", "data.spare", "augment.spare", "model.spare", "loss.spare", "eval.warmup"]
+  "field",
+  [
+    "spare",
+    "data.spare",
+    "augment.spare",
+    "preprocess.spare",
+    "model.spare",
+    "loss.spare",
+    "eval.warmup",
+  ],
 )
 def test_a_field_that_nothing_reads_is_noticed(field):
   config = get_config().unlock()

@@ -9,12 +9,14 @@ from small_runs import write_case, write_splits
 
 from configs.base import get_config
 from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import FolderSource, SyntheticSource
 from medlitenet_jax.errors import InputError
 
 POLICY = AugmentPolicy(**get_config().augment)
+AS_IT_IS = Preprocessing(hair_removal=False, color_constancy="none")
 PLAIN = dataclasses.replace(POLICY, enabled=False)
 CASES, BATCH = 10, 4  # five batches make two epochs
 
@@ -28,11 +30,23 @@ def open_train(source=None, **settings):
     "seed": 5,
     "batch_size": BATCH,
     "image_size_at": lambda step: 32,
+    "preprocessing": AS_IT_IS,
     "policy": POLICY,
     "num_threads": 2,
     "prefetch_batches": 2,
   }
   return train_batches(source or drawings(), **(defaults | settings))
+
+
+def open_eval(source, **settings):
+  defaults = {
+    "batch_size": BATCH,
+    "image_sizes": [32],
+    "preprocessing": AS_IT_IS,
+    "num_threads": 2,
+    "prefetch_batches": 2,
+  }
+  return eval_batches(source, **(defaults | settings))
 
 
 def take(batches, count):
@@ -136,11 +150,7 @@ def test_image_sizes_switch_at_their_batch():
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_evaluation_drops_no_case(count, num_threads):
   source = drawings(count)
-  batches = list(
-    eval_batches(
-      source, batch_size=4, image_sizes=[48, 32], num_threads=num_threads, prefetch_batches=2
-    )
-  )
+  batches = list(open_eval(source, image_sizes=[48, 32], num_threads=num_threads))
   assert len(batches) == -(-count // 4)
   assert [case.case_id for batch in batches for case in batch.cases] == source.case_ids
   for number, batch in enumerate(batches):
@@ -162,7 +172,7 @@ def test_evaluation_keeps_masks_at_their_own_sizes(tmp_path):
     write_case(tmp_path, case_id, number, size)
   write_splits(tmp_path, dict.fromkeys(sizes, "test"))
   source = FolderSource(tmp_path, "test")
-  batches = eval_batches(source, batch_size=2, image_sizes=[32], num_threads=2, prefetch_batches=1)
+  batches = open_eval(source, batch_size=2, prefetch_batches=1)
   masks = [case.mask for batch in batches for case in batch.cases]
   assert [mask.shape for mask in masks] == list(sizes.values())
   for mask, index in zip(masks, range(3), strict=True):
@@ -180,9 +190,7 @@ def test_photograph_truncated_behind_its_head_is_refused_by_name(tmp_path, kind)
   if kind == "train":
     batches = open_train(source, num_threads=3)
   else:
-    batches = eval_batches(
-      source, batch_size=4, image_sizes=[32], num_threads=3, prefetch_batches=2
-    )
+    batches = open_eval(source, num_threads=3)
   with pytest.raises(InputError) as error:
     take(batches, 2)
   assert str(path) in str(error.value)

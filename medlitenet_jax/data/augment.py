@@ -1,8 +1,8 @@
 """Random changes to a photograph and its mask that leave the answer true.
 
 The geometric ones compose into one coordinate map, through which photograph and mask are each
-sampled once: they stay aligned, and five augmentations blur no more than one. The photometric ones
-change the photograph alone.
+sampled once: they stay aligned, and five augmentations blur no more than one. Those that change the
+photograph alone follow; they are in `photometric.py`.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from medlitenet_jax.data.draws import between, normal
+from medlitenet_jax.data.photometric import change_photograph
 from medlitenet_jax.data.resize import binarise, mask_coverage, resize_image, resize_mask
 from medlitenet_jax.errors import InputError
 
@@ -41,6 +43,16 @@ class AugmentPolicy:
     clahe_tiles: tiles a side, in each of which the lightness is equalised.
     noise_std: as a fraction of full scale, independent in each pixel and channel.
     blur_sigma: standard deviation of the Gaussian.
+    hairs_count: hairs in the picture, mostly dark.
+    hairs_width: at the root of the thickest.
+    ruler_inset: of a scale with ticks from a side of the picture.
+    shadow_depth: share of the light that it takes.
+    shadow_softness: half the width of its edge.
+    uneven_light_fall: share of the light that is lost between the brightest place and the darkest.
+    skin_tone_density: optical density of melanin in green; above 0 is added, below 0 taken away.
+    faint_border_width: on either side of the lesion's border, where the fading has half its
+      strength left; it ends at three times as far.
+    faint_border_strength: share of a smooth blend of both sides at the border.
 
   Raises:
     InputError: if a probability, a range or a count is outside what it can be.
@@ -73,6 +85,22 @@ class AugmentPolicy:
   noise_std: Range
   blur_probability: float
   blur_sigma: Range
+  # The order of these fields is that of the draws: a new augmentation goes to the end.
+  hairs_probability: float
+  hairs_count: Range
+  hairs_width: Range
+  ruler_probability: float
+  ruler_inset: Range
+  shadow_probability: float
+  shadow_depth: Range
+  shadow_softness: Range
+  uneven_light_probability: float
+  uneven_light_fall: Range
+  skin_tone_probability: float
+  skin_tone_density: Range
+  faint_border_probability: float
+  faint_border_width: Range
+  faint_border_strength: Range
 
   def __post_init__(self):
     """Refuses what no augmentation could do."""
@@ -100,6 +128,10 @@ _LIMITS = {
   "contrast_range": (0.0, 10.0),
   "gamma_range": (0.05, 20.0),
   "clahe_clip_limit": (0.1, 100.0),
+  "hairs_count": (0, 1000),
+  "hairs_width": (0.0, 0.1),
+  "ruler_inset": (0.0, 0.3),
+  "skin_tone_density": (-3.0, 3.0),
 }
 _NAMES = tuple(
   field.name.removesuffix("_probability")
@@ -108,15 +140,6 @@ _NAMES = tuple(
 )
 _GEOMETRIC = ("crop", "flip_horizontal", "flip_vertical", "rotate", "scale", "translate", "elastic")
 _DRAWS = 5  # uniforms for each augmentation: whether it is applied, then up to four strengths
-
-
-def _normal(uniform, shape):
-  """Standard normal float32 from one uniform, which is a multiple of 2**-53: a seed in full."""
-  return np.random.default_rng(int(uniform * 2**53)).standard_normal(shape, dtype=np.float32)
-
-
-def _between(bounds, uniform):
-  return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
 def _affine(policy, applied):
@@ -129,17 +152,17 @@ def _affine(policy, applied):
   flips = [name in applied for name in ("flip_horizontal", "flip_vertical")]
   matrix, shift = np.diag(np.where(flips, -1.0, 1.0)), np.zeros(2)
   if (draw := applied.get("crop")) is not None:
-    side, stretch = _between(policy.crop_scale, draw[0]), _between(policy.crop_ratio, draw[1])
+    side, stretch = between(policy.crop_scale, draw[0]), between(policy.crop_ratio, draw[1])
     window = np.minimum(1.0, side * np.array([stretch**0.5, stretch**-0.5]))
     centre = window / 2 + (1 - window) * draw[2:4]
   if (draw := applied.get("rotate")) is not None:
-    angle = np.deg2rad(_between(policy.rotate_degrees, draw[0]))
+    angle = np.deg2rad(between(policy.rotate_degrees, draw[0]))
     cos, sin = np.cos(angle), np.sin(angle)
     matrix = matrix @ [[cos, -sin], [sin, cos]]
   if (draw := applied.get("scale")) is not None:
-    matrix = matrix / _between(policy.scale_range, draw[0])
+    matrix = matrix / between(policy.scale_range, draw[0])
   if (draw := applied.get("translate")) is not None:
-    shift = _between(policy.translate_range, draw[0:2])
+    shift = between(policy.translate_range, draw[0:2])
   matrix = window[:, None] * matrix
   return matrix, centre - matrix @ shift
 
@@ -170,8 +193,8 @@ def _warp(image, mask, image_size, policy, applied):
   matrix, offset = _affine(policy, applied)
   bend = None
   if (draw := applied.get("elastic")) is not None:
-    bend = _normal(draw[1], (policy.elastic_grid, policy.elastic_grid, 2))
-    bend *= _between(policy.elastic_amplitude, draw[0])
+    bend = normal(draw[1], (policy.elastic_grid, policy.elastic_grid, 2))
+    bend *= between(policy.elastic_amplitude, draw[0])
 
   # Averaged first to the size at which the map steps by about a pixel, the photograph does not
   # alias. To enlarge it is left to the map, once it has the size that evaluation sees.
@@ -185,42 +208,6 @@ def _warp(image, mask, image_size, policy, applied):
   return image, binarise(coverage)
 
 
-def _tone_curve(image, policy, applied):
-  """Brightness, contrast and gamma in one look-up table."""
-  levels = np.arange(256) / 255
-  if (draw := applied.get("brightness_contrast")) is not None:
-    mean = np.mean(cv2.mean(image)[:3]) / 255
-    levels = (levels - mean) * _between(policy.contrast_range, draw[0]) + mean
-    levels = np.clip(levels + _between(policy.brightness_range, draw[1]), 0, 1)
-  if (draw := applied.get("gamma")) is not None:
-    levels = levels ** _between(policy.gamma_range, draw[0])
-  return cv2.LUT(image, np.rint(levels * 255).astype(np.uint8))
-
-
-def _clahe(image, clip_limit, tiles):
-  lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-  # One for each call: the object keeps its tables, so threads must not share it.
-  equaliser = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(tiles, tiles))
-  cv2.insertChannel(equaliser.apply(cv2.extractChannel(lab, 0)), lab, 0)
-  return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-
-
-def _photometric(image, policy, applied):
-  if "brightness_contrast" in applied or "gamma" in applied:
-    image = _tone_curve(image, policy, applied)
-  if (draw := applied.get("clahe")) is not None:
-    image = _clahe(image, _between(policy.clahe_clip_limit, draw[0]), policy.clahe_tiles)
-  if (draw := applied.get("blur")) is not None:
-    sigma = _between(policy.blur_sigma, draw[0]) * image.shape[0]
-    if sigma > 0:  # to OpenCV 0 means: choose one
-      image = cv2.GaussianBlur(image, (0, 0), sigma)
-  if (draw := applied.get("noise")) is not None:
-    noise = _normal(draw[1], image.shape)
-    noise *= 255 * _between(policy.noise_std, draw[0])
-    image = cv2.add(image, noise, dtype=cv2.CV_8U)  # rounds, and stays within 0 and 255
-  return image
-
-
 def augment(
   rng: np.random.Generator,
   image: np.ndarray,
@@ -231,8 +218,9 @@ def augment(
   """Draws one view of a photograph and its mask.
 
   In this order, each with its own probability: crop, flips, rotation, scaling, translation, elastic
-  deformation; brightness and contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in
-  from outside the photograph is its reflection, and the mask's.
+  deformation; skin tone, fading of the border, ruler, hairs, shadow, uneven light; brightness and
+  contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in from outside the photograph
+  is its reflection, and the mask's.
 
   Safe to call from many threads, each with an rng of its own.
 
@@ -261,7 +249,7 @@ def augment(
     if policy.enabled and row[0] < getattr(policy, f"{name}_probability")
   }
   image, mask = _warp(image, mask, image_size, policy, applied)
-  return _photometric(image, policy, applied), mask
+  return change_photograph(image, mask, policy, applied), mask
 
 
 def single_augmentations(policy: AugmentPolicy) -> dict[str, AugmentPolicy]:
@@ -271,7 +259,7 @@ def single_augmentations(policy: AugmentPolicy) -> dict[str, AugmentPolicy]:
     policy: gives the ranges; its probabilities do not matter.
 
   Returns:
-    By name, `crop` to `blur`, a policy that always applies this augmentation and no other.
+    By name, `crop` to `faint_border`, a policy that always applies this augmentation and no other.
   """
   off: dict[str, Any] = {f"{name}_probability": 0.0 for name in _NAMES} | {"enabled": True}
   return {

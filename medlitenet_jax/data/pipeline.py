@@ -9,7 +9,8 @@ import grain
 import numpy as np
 
 from medlitenet_jax.data.augment import AugmentPolicy, augment
-from medlitenet_jax.data.resize import resize_image
+from medlitenet_jax.data.clean import Preprocessing
+from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import Case, Photographs, Source
 
 # Each reader thread works on a case of its own; OpenCV's own threads would only compete with them.
@@ -21,7 +22,8 @@ class EvalBatch(NamedTuple):
 
   Attributes:
     images: [B, S, S, 3] uint8 by each size S that a network sees; rows past the cases are zero.
-    cases: up to B, each with its photograph at the largest of those sizes, the rest as it was.
+    cases: up to B, each with its photograph, not cleaned, at the largest of those sizes, the rest
+      as it was.
   """
 
   images: dict[int, np.ndarray]
@@ -34,6 +36,7 @@ def train_batches(
   seed: int,
   batch_size: int,
   image_size_at: Callable[[int], int],
+  preprocessing: Preprocessing,
   policy: AugmentPolicy,
   num_threads: int,
   prefetch_batches: int,
@@ -49,6 +52,7 @@ def train_batches(
     seed: of order and augmentation.
     batch_size: cases a batch.
     image_size_at: pixels a side of the batch of a given number, counted from 0.
+    preprocessing: of every photograph, before its augmentation.
     policy: the augmentations.
     num_threads: that read.
     prefetch_batches: that are kept ready.
@@ -61,7 +65,10 @@ def train_batches(
   def prepare(position: int, case: Case) -> dict[str, np.ndarray | str]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
     image_size = image_size_at(position // batch_size)
-    image, mask = augment(rng, case.image, case.mask, image_size, policy)
+    clean = preprocessing(case.image)
+    same = clean.shape == case.image.shape
+    mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
+    image, mask = augment(rng, clean, mask, image_size, policy)
     return {"image": image, "mask": mask[..., None], "case_id": case.case_id}
 
   def collate(cases: Sequence[dict]) -> dict:
@@ -87,6 +94,7 @@ def eval_batches(
   *,
   batch_size: int,
   image_sizes: Iterable[int],
+  preprocessing: Preprocessing,
   num_threads: int,
   prefetch_batches: int,
 ) -> Iterator[EvalBatch]:
@@ -96,6 +104,7 @@ def eval_batches(
     source: the cases, dataclasses with an `image`.
     batch_size: rows of a batch; the last batch is filled up with empty rows.
     image_sizes: pixels a side of each network.
+    preprocessing: of what the networks see.
     num_threads: that read.
     prefetch_batches: that are kept ready.
 
@@ -105,8 +114,12 @@ def eval_batches(
   sizes = sorted(set(image_sizes))
 
   def shrink(case) -> tuple[Any, dict[int, np.ndarray]]:
-    images = {size: resize_image(case.image, size, size) for size in sizes}
-    return dataclasses.replace(case, image=images[sizes[-1]]), images
+    clean = preprocessing(case.image)
+    images = {size: resize_image(clean, size, size) for size in sizes}
+    largest = sizes[-1]
+    same = clean is case.image
+    image = images[largest] if same else resize_image(case.image, largest, largest)
+    return dataclasses.replace(case, image=image), images
 
   def collate(shrunk: Sequence[tuple[Any, dict[int, np.ndarray]]]) -> EvalBatch:
     images = {size: np.zeros((batch_size, size, size, 3), np.uint8) for size in sizes}

@@ -10,6 +10,14 @@ import math
 import cv2
 import numpy as np
 
+from medlitenet_jax.data.artefacts import (
+  RULER_COLOUR,
+  add_strokes,
+  hair_colour,
+  hair_strokes,
+  ruler_strokes,
+)
+
 MIN_IMAGE_SIZE = 32  # below this the smallest lesion could fall between pixel centres
 
 # Skin in even steps from Fitzpatrick type I to VI, RGB levels as a dermatoscope shows it.
@@ -183,44 +191,23 @@ def _light_unevenly(rng, image: np.ndarray) -> np.ndarray:
   return grey + rng.uniform(0.5, 1.0) * (image - grey)
 
 
-def _add_strokes(image: np.ndarray, strokes, colour, opacity: float) -> np.ndarray:
-  """Lays strokes of one colour on top, each (points [N, 2], widths [N]) in parts of the side."""
-  size = image.shape[0]
-  sheet = np.zeros((2 * size, 2 * size), np.uint8)  # averaged down to the picture's size below
-  for points, widths in strokes:
-    across = np.gradient(points, axis=0)[:, ::-1] * (-1.0, 1.0)
-    across *= (widths / np.linalg.norm(across, axis=1))[:, None] / 2
-    polygon = np.concatenate([points + across, (points - across)[::-1]]) * len(sheet) - 0.5
-    cv2.fillPoly(sheet, [np.rint(16 * polygon).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-  cover = cv2.resize(sheet, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-  return image + cover[..., None] * (opacity / 255.0) * (np.asarray(colour, np.float32) - image)
-
-
 def _add_hairs(rng, image: np.ndarray) -> np.ndarray:
-  """Adds curved, tapering hairs, combed roughly one way and mostly dark."""
+  """Adds hairs, few or many."""
   comb, spread = rng.uniform(0.0, 2 * math.pi), rng.uniform(0.15, 0.9)
   longest, thickest = rng.uniform(0.15, 1.2), rng.uniform(0.004, 0.010)
-  t = np.linspace(0.0, 1.0, 24)
-  strokes = []
-  for _ in range(int(45.0 ** rng.random())):
-    root, length = rng.uniform(-0.1, 1.1, 2), longest * rng.uniform(0.5, 1.0)
-    heading = comb + rng.normal(0.0, spread) + rng.normal(0.0, 0.9) * t
-    points = root + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0) * length / len(t)
-    strokes.append((points, thickest * rng.uniform(0.6, 1.0) * (1.0 - 0.8 * t)))
-  colour = np.where(rng.random() < 0.15, (222, 205, 180), (38, 26, 22)) * rng.uniform(0.5, 1.1)
-  return _add_strokes(image, strokes, colour, rng.uniform(0.65, 0.95))
+  count = int(45.0 ** rng.random())
+  hairs = hair_strokes(rng, count, comb=comb, spread=spread, longest=longest, thickest=thickest)
+  colour = hair_colour(rng)
+  return add_strokes(image, hairs, colour, rng.uniform(0.65, 0.95))
 
 
 def _add_ruler(rng, image: np.ndarray) -> np.ndarray:
-  """Adds a scale with ticks near one of the four sides, a little askew."""
+  """Adds a scale near one of the four sides, a little askew."""
   angle = int(rng.integers(4)) * math.pi / 2 + rng.normal(0.0, 0.1)
-  turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
-  left, base = rng.uniform(-0.6, -0.2), rng.uniform(0.34, 0.44)  # seen from the picture's centre
-  ticks = left + rng.uniform(0.022, 0.05) * np.arange(rng.integers(11, 26))
-  lines = [[(left, base), (ticks[-1], base)]]
-  lines += [[(x, base), (x, base - (0.022 if n % 5 else 0.04))] for n, x in enumerate(ticks)]
-  strokes = [(0.5 + np.array(line) @ turn, np.full(2, 0.005)) for line in lines]
-  return _add_strokes(image, strokes, (40, 36, 40), rng.uniform(0.5, 0.9))
+  left, base = rng.uniform(-0.6, -0.2), rng.uniform(0.34, 0.44)
+  spacing, ticks = rng.uniform(0.022, 0.05), int(rng.integers(11, 26))
+  ruler = ruler_strokes(angle=angle, base=base, left=left, spacing=spacing, ticks=ticks)
+  return add_strokes(image, ruler, RULER_COLOUR, rng.uniform(0.5, 0.9))
 
 
 def _add_bubbles(rng, image: np.ndarray) -> np.ndarray:
@@ -232,7 +219,7 @@ def _add_bubbles(rng, image: np.ndarray) -> np.ndarray:
     glint = circle[: rng.integers(4, 10)]
     strokes.append((centre + radius * circle, np.full(25, 0.003)))
     strokes.append((centre + 0.7 * radius * glint, 0.3 * radius * np.hanning(len(glint))))
-  return _add_strokes(image, strokes, (250, 248, 246), rng.uniform(0.4, 0.9))
+  return add_strokes(image, strokes, (250, 248, 246), rng.uniform(0.4, 0.9))
 
 
 def _draw_tube(rng, image_size: int) -> np.ndarray:
