@@ -28,6 +28,8 @@ def get_config() -> ConfigDict:
   config.data.max_eval_images = 0  # 0: all
   config.data.num_threads = 0  # that read; 0: one a core. The order of cases is the same for any
   config.data.prefetch_batches = 4
+  # Where photographs are augmented: host, device; platform: device on a GPU, host on a CPU.
+  config.data.augment_on = "platform"
   config.data.synthetic = ConfigDict()  # drawn from (seed, index) alone
   config.data.synthetic.num_train = 512  # images
   config.data.synthetic.num_val = 64

@@ -1,7 +1,6 @@
 """Speed of a recipe, measured side by side in one run and set against what the machine can do."""
 
 import contextlib
-import csv
 import functools
 import json
 import logging
@@ -12,11 +11,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,31 +23,33 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import report
+from medlitenet_jax.benchmark_loop import (
+  time_evaluation,
+  time_loop,
+  time_pipeline,
+  with_data_at_hand,
+)
+from medlitenet_jax.benchmark_page import page
 from medlitenet_jax.cost import Cost, Machine, count_cost
-from medlitenet_jax.data.clean import Preprocessing
-from medlitenet_jax.data.image_files import write_mask
-from medlitenet_jax.data.pipeline import eval_batches
-from medlitenet_jax.data.sources import MASK_SUFFIX, create_source
-from medlitenet_jax.data.synthetic import draw_dermoscopy
+from medlitenet_jax.data.augment import AugmentPolicy
+from medlitenet_jax.data.device_augment import pack_view
 from medlitenet_jax.describe import count_forward, count_parts
-from medlitenet_jax.evaluate import score_cases
-from medlitenet_jax.inference import compile_networks, create_predict, load_networks
+from medlitenet_jax.inference import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.postprocess import PLAIN_THRESHOLD
 from medlitenet_jax.state import DTYPES, create_state
+from medlitenet_jax.timing import time_interleaved
 from medlitenet_jax.trace import label_seconds, scope_of
-from medlitenet_jax.train import create_run_optimizer, create_train_step, train
+from medlitenet_jax.train import (
+  create_run_optimizer,
+  create_train_step,
+)
 
 logger = logging.getLogger(__name__)
 
 MATRIX_SIDE = 2048
 COPIED_FLOATS = 2**26
-SLOT_SECONDS = 0.1
-LOOP_BATCHES = 8
 TRACED_CALLS = 20
-PHOTOGRAPHS = {"train": 48, "val": 16}  # generated where the recipe's are not at hand
-PHOTOGRAPH_SIZE = 512
 
 
 class Task(NamedTuple):
@@ -85,36 +85,6 @@ class Task(NamedTuple):
     return f"{self.name} {self.image_size} {self.batch} {self.form}"
 
 
-def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-  """Times several calls in turn, so that a change of the machine's speed meets all of them alike.
-
-  A call much shorter than `SLOT_SECONDS` is repeated in its turn, after one that is not counted
-  and that brings its data back into the caches.
-
-  Args:
-    calls: by name; each returns what has to be waited for.
-    rounds: turns of each, after a first call that is not counted.
-
-  Returns:
-    Seconds of one call of each, the median over its turns.
-  """
-
-  def seconds(call) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-  first = {name: seconds(call) for name, call in calls.items()}
-  repeats = {name: max(1, min(20, int(SLOT_SECONDS / value))) for name, value in first.items()}
-  turns: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in tqdm(range(rounds), unit="round", leave=False, dynamic_ncols=True):
-    for name, call in calls.items():
-      if repeats[name] > 1:
-        seconds(call)
-      turns[name].append(float(np.mean([seconds(call) for _ in range(repeats[name])])))
-  return {name: float(np.median(values)) for name, values in turns.items()}
-
-
 def benchmark(
   config: ConfigDict, output: Path, trained: tuple[ConfigDict, Path] | None = None
 ) -> dict[str, Any]:
@@ -136,8 +106,10 @@ def benchmark(
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
     profile = _profile(config, first, forward, Path(scratch) / "trace")
     step, _ = _measure(config, "training step", _train_tasks(config))
-    loop = _time_loop(config, Path(scratch))
-    evaluation = _time_evaluation(*trained, Path(scratch) / "eval") if trained else None
+    short, data = with_data_at_hand(config, Path(scratch))
+    pipeline = time_pipeline(short)
+    loop = time_loop(short, Path(scratch))
+    evaluation = time_evaluation(*trained, Path(scratch) / "eval") if trained else None
   size = config.benchmark.image_sizes[0]
   result = {
     "device": jax.devices()[0].device_kind,
@@ -150,6 +122,8 @@ def benchmark(
     "groups": [forward, step],
     "profile": profile,
     "ratios": _ratios(forward["rows"]),
+    "data": data,
+    "pipeline": pipeline,
     "loop": loop,
     "evaluation": evaluation,
     "peak_memory": _peak_memory(),
@@ -157,7 +131,7 @@ def benchmark(
   output.mkdir(parents=True, exist_ok=True)
   path = output / "benchmark.json"
   report.replace_file(path, json.dumps(result, indent=2) + "\n")
-  print(_page(result))
+  print(page(result))
   print(f"Figures: {path}")
   return result
 
@@ -238,11 +212,21 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
       )
 
 
+def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, np.ndarray]:
+  """A batch in the form in which the training step takes it."""
+  image = _photographs(config, count, size)
+  mask = (image[..., :1] > 127).astype(np.uint8)
+  if config.data.augment_on != "device":
+    return {"image": image, "mask": mask}
+  policy, rng = AugmentPolicy(**config.augment), np.random.default_rng(config.seed)
+  views = [pack_view(rng, *pair, size, policy) for pair in zip(image, mask[..., 0], strict=True)]
+  return {name: np.stack([view[name] for view in views]) for name in views[0]}
+
+
 def _train_tasks(config: ConfigDict) -> Iterator[Task]:
   """The training step at the first size, each form with a state of its own."""
-  size, batch = config.benchmark.image_sizes[0], config.train.batch_size
-  image = _photographs(config, batch, size)
-  mask = (image[..., :1] > 127).astype(np.uint8)
+  size, count = config.benchmark.image_sizes[0], config.train.batch_size
+  batch = _train_batch(config, count, size)
   tx, _ = create_run_optimizer(config.optim, total_steps=1000)
 
   def start(form: str):
@@ -253,17 +237,17 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
   def calls(compiled, initialise) -> Iterator[Any]:
     state = jax.jit(initialise)()
     while True:
-      state, figures = compiled(state, image, mask)
+      state, figures = compiled(state, batch)
       yield figures
 
   step, initialise = start("library")
-  cost = count_cost(step.__wrapped__, jax.eval_shape(initialise), image, mask)
+  cost = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch)
   for form in _forms(config):
     step, initialise = start(form)
-    args = (jax.eval_shape(initialise), image, mask)
+    args = (jax.eval_shape(initialise), batch)
     compiled, facts = _compile(step, *args, again=form == "platform")
     call = functools.partial(next, calls(compiled, initialise))
-    yield Task("training step", size, batch, form, call, cost=cost, **facts)
+    yield Task("training step", size, count, form, call, cost=cost, **facts)
 
 
 def _measure(
@@ -388,84 +372,6 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   return [{"what": what, "times": ms[above] / ms[below]} for what, above, below in found]
 
 
-def _time_loop(config: ConfigDict, scratch: Path) -> dict[str, Any]:
-  """Trains for a few batches as anyone would, and reads what the loop says of itself."""
-  size = config.benchmark.image_sizes[0]
-  short = config.copy_and_resolve_references().unlock()
-  short.train.update(image_sizes=(size,), max_steps=2 * LOOP_BATCHES, log_every_steps=LOOP_BATCHES)
-  short.eval.image_size = size
-  short.data.max_eval_images = config.eval.batch_size
-  short.ensemble.members = ()
-  data = f"{config.data.source} {config.data.root}"
-  if config.data.source != "folder" or not Path(config.data.root).exists():
-    data = f"generated JPEG files of {PHOTOGRAPH_SIZE}x{PHOTOGRAPH_SIZE}"
-    short.data.update(source="folder", root=str(_write_photographs(scratch / "data", config.seed)))
-  logger.info("Training for %d batches of %s.", 2 * LOOP_BATCHES, data)
-  train(short.lock(), scratch / "run")
-  # The first line has the compilation in it.
-  last = [row for row in report.read_metrics(scratch / "run") if row["split"] == "train"][-1]
-  return {
-    "data": data,
-    "image_size": size,
-    "batch": config.train.batch_size,
-    "images_per_second": last["images_per_second"],
-    "waiting_share": last["waiting_share"],
-    "step_share": 1 - last["waiting_share"] - last["logging_share"],
-    "logging_share": last["logging_share"],
-  }
-
-
-def _write_photographs(folder: Path, seed: int) -> Path:
-  """Writes generated dermoscopy in the layout of the folder source."""
-  for name in ("images", "masks"):
-    (folder / name).mkdir(parents=True)
-  splits = [split for split, count in PHOTOGRAPHS.items() for _ in range(count)]
-  with (folder / "splits.csv").open("w", newline="") as file:
-    rows = csv.writer(file)
-    rows.writerow(("id", "split"))
-    for index, split in enumerate(splits):
-      image, mask = draw_dermoscopy(seed, index, PHOTOGRAPH_SIZE)
-      cv2.imwrite(str(folder / "images" / f"{index:04d}.jpg"), image[..., ::-1])
-      write_mask(folder / "masks" / f"{index:04d}{MASK_SUFFIX}.png", mask)
-      rows.writerow((f"{index:04d}", split))
-  return folder
-
-
-def _time_evaluation(config: ConfigDict, workdir: Path, folder: Path) -> dict[str, Any]:
-  """Scores a split as an evaluation does, between two timings of the networks alone."""
-  source = create_source(config.data, config.eval.split, config.seed)
-  networks = load_networks(config, workdir)
-  predict = compile_networks(networks, config.eval.tta)
-  sizes = [network.image_size for network in networks]
-  batches = eval_batches(
-    source,
-    batch_size=config.eval.batch_size,
-    image_sizes=sizes,
-    preprocessing=Preprocessing(**config.preprocess),
-    num_threads=config.data.num_threads,
-    prefetch_batches=config.data.prefetch_batches,
-  )
-  images = next(batches).images
-  alone = {"networks": lambda: predict(images)}
-  logger.info("Evaluating %s.", workdir)
-  before = time_interleaved(alone, config.benchmark.rounds)["networks"]
-  start = time.perf_counter()
-  score_cases(predict, source, sizes, config, config.eval.threshold or PLAIN_THRESHOLD, folder)
-  seconds = time.perf_counter() - start
-  after = time_interleaved(alone, config.benchmark.rounds)["networks"]
-  rate, raw = len(source) / seconds, 2 * config.eval.batch_size / (before + after)
-  return {
-    "run": str(workdir),
-    "split": config.eval.split,
-    "cases": len(source),
-    "image_sizes": sizes,
-    "tta": config.eval.tta,
-    "images_per_second": rate,
-    "networks_alone_images_per_second": raw,
-    "share": rate / raw,
-  }
-
-
 def _peak_memory() -> dict[str, int | None]:
   """Bytes that the process and the device have held at most, the plain form's included."""
   unit = 1 if sys.platform == "darwin" else 1024
@@ -474,71 +380,3 @@ def _peak_memory() -> dict[str, int | None]:
     "host_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     "device_bytes": stats.get("peak_bytes_in_use"),
   }
-
-
-def _page(result: Mapping[str, Any]) -> str:
-  """The figures for people."""
-  size = result["parts_image_size"]
-  parts = [(p["name"], f"{p['params']:,}", f"{p['flops'] / 1e6:,.1f}") for p in result["parts"]]
-  lines = [
-    f"{result['model']}, {result['precision']}, {result['device']} ({result['machine']}, "
-    f"{result['cores']} cores)",
-    report.table(("part", "parameters", f"MFLOP at {size}x{size}"), parts),
-  ]
-  for group in result["groups"]:
-    lines.append(
-      f"{group['title']}: beside them a matrix product ran at {group['matmul_gflops']:.0f} "
-      f"GFLOP/s, {group['float32_matmul_gflops']:.0f} in float32, a copy at "
-      f"{group['copy_gb_per_second']:.0f} GB/s"
-    )
-    columns = (
-      *("task", "size", "batch", "ms", "images/s", "floor ms", "of floor", "of matmul rate"),
-      *("plain ms", "times plain", "MiB", "compile s", "cached s"),
-    )
-    lines.append(report.table(columns, [_cells(row) for row in group["rows"]]))
-  profile = result["profile"]
-  lines.append(
-    f"where the {profile['ms']:.1f} ms of a forward pass at {profile['image_size']}x"
-    f"{profile['image_size']}, batch 1, go"
-  )
-  names = ("mflop", "at_matmul_rate_ms", "products_ms", "rest_ms")
-  spent = [(p["part"], *(f"{p[name]:.2f}" for name in names)) for p in profile["parts"]]
-  header = ("part", "MFLOP", "ms at the matmul rate", "ms of products", "ms of the rest")
-  lines.append(report.table(header, spent))
-  lines += [f"{ratio['what']}: {ratio['times']:.2f}x" for ratio in result["ratios"]]
-  loop, evaluation, peak = result["loop"], result["evaluation"], result["peak_memory"]
-  lines.append(
-    f"training loop, {loop['data']}: {loop['images_per_second']:.1f} images/s at "
-    f"{loop['image_size']}x{loop['image_size']}, step {loop['step_share']:.1%}, waiting for data "
-    f"{loop['waiting_share']:.1%}, logging {loop['logging_share']:.1%}"
-  )
-  if evaluation:
-    lines.append(
-      f"evaluation of {evaluation['cases']} cases, views: {evaluation['tta']}: "
-      f"{evaluation['images_per_second']:.2f} images/s, {evaluation['share']:.0%} of the networks "
-      f"alone ({evaluation['networks_alone_images_per_second']:.2f})"
-    )
-  lines.append(f"peak memory: {peak['host_bytes'] / 2**20:,.0f} MiB of the process")
-  if peak["device_bytes"]:
-    lines[-1] += f", {peak['device_bytes'] / 2**20:,.0f} MiB of the device"
-  return "\n\n".join(lines)
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-  plain = row["plain_ms"]
-  cached = row["cached_compile_seconds"]
-  return (
-    row["task"],
-    str(row["image_size"]),
-    str(row["batch"]),
-    f"{row['ms']:.1f}",
-    f"{row['images_per_second']:.1f}",
-    f"{row['floor_ms']:.1f}",
-    f"{100 * row['floor_share']:.0f}%",
-    f"{100 * row['matmul_rate_share']:.0f}%",
-    "-" if plain is None else f"{plain:.1f}",
-    "-" if plain is None else f"{row['times_plain']:.1f}x",
-    f"{row['memory_bytes'] / 2**20:,.0f}",
-    f"{row['compile_seconds']:.1f}",
-    "-" if cached is None else f"{cached:.1f}",
-  )

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
+from medlitenet_jax.data.device_augment import ON_HOST, refuse_undrawable
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
@@ -60,6 +61,9 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   for field, value in resolve_model(config.model.to_dict()).items():
     config.model[field] = value
+  if config.data.augment_on == "platform":
+    drawn_on_host = any(config.augment[f"{name}_probability"] for name in ON_HOST)
+    config.data.augment_on = "host" if platform == "cpu" or drawn_on_host else "device"
   if not config.data.num_threads:
     config.data.num_threads = os.cpu_count() or 1
   _check_sizes("train.image_sizes", config.train.image_sizes)
@@ -70,7 +74,9 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
     _check_sizes("eval.image_size", (config.eval.image_size,))
   _check(config)
   try:
-    AugmentPolicy(**config.augment)
+    policy = AugmentPolicy(**config.augment)
+    if config.data.augment_on == "device":
+      refuse_undrawable(policy)
     Preprocessing(**config.preprocess)
   except InputError as error:
     raise InputError(f"config.{error}") from error
@@ -133,6 +139,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes a number from 0 to 1": [("eval.review_below", lambda v: 0 <= v <= 1)],
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
+  "takes one of platform, host, device": [("data.augment_on", lambda v: v in ("host", "device"))],
   "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
   f"takes any of {', '.join(STEPS)}": [("eval.postprocess", lambda v: set(v) <= set(STEPS))],
   "takes one of best, latest": [("eval.checkpoint", lambda v: v in ("best", "latest"))],

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from medlitenet_jax import metrics, optim, report
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
+from medlitenet_jax.data.device_augment import unpack_views
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import Source, create_source
 from medlitenet_jax.errors import InputError
@@ -172,20 +173,30 @@ def train_step(
 def create_train_step(
   config: ConfigDict, model: nn.Module, tx: optax.MultiSteps
 ) -> jax.stages.Wrapped:
-  """Compiles the step of a run: (state, image, mask) to (state, figures), the state given away."""
-  return jax.jit(
-    functools.partial(
-      train_step,
-      model=model,
-      tx=tx,
-      loss_fn=functools.partial(segmentation_loss, **config.loss),
-      dropout_key=stream_key(config.seed, "dropout"),
-      ema_decay=functools.partial(
-        optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
-      ),
+  """Compiles the step of a run: (state, batch) to (state, figures), the state given away.
+
+  The batch holds the arrays of `train_batches`.
+  """
+  learn = functools.partial(
+    train_step,
+    model=model,
+    tx=tx,
+    loss_fn=functools.partial(segmentation_loss, **config.loss),
+    dropout_key=stream_key(config.seed, "dropout"),
+    ema_decay=functools.partial(
+      optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
     ),
-    donate_argnums=0,
   )
+  policy = AugmentPolicy(**config.augment)
+
+  def step(state: TrainState, batch: Mapping[str, jax.Array]):
+    if config.data.augment_on != "device":
+      return learn(state, batch["image"], batch["mask"])
+    with jax.named_scope("augment"):
+      image, mask = unpack_views(batch, policy)
+    return learn(state, image, mask)
+
+  return jax.jit(step, donate_argnums=0)
 
 
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
@@ -199,6 +210,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     policy=AugmentPolicy(**config.augment),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
+    on_device=config.data.augment_on == "device",
   )
 
 
@@ -265,7 +277,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     meter = Meter(config.train.batch_size)
 
     def program() -> str:
-      return step_fn.lower(state, batch["image"], batch["mask"]).compile().as_text() or ""
+      return step_fn.lower(state, batch).compile().as_text() or ""
 
     window = profile_window(
       start_step=config.profile.start_step,
@@ -277,8 +289,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     for step in range(start + 1, plan.total_steps + 1):
       at_step(step - 1, state)
       batch = next(batches)
+      del batch["case_id"]
       meter.spent_on("waiting")
-      state, figures = step_fn(state, batch["image"], batch["mask"])
+      state, figures = step_fn(state, batch)
       meter.add(figures)
       bar.update()
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 from small_runs import contents, resolved
 
-from medlitenet_jax import benchmark
-from medlitenet_jax.benchmark import time_interleaved
+from medlitenet_jax import benchmark, benchmark_loop
 from medlitenet_jax.models import registry
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.models.medlitenet import VARIANTS, MedLiteNet
+from medlitenet_jax.timing import time_interleaved
 from medlitenet_jax.train import train
 
 
@@ -74,8 +74,8 @@ def measured(tmp_path_factory):
   config = resolved(**fields)
   with pytest.MonkeyPatch.context() as patch, io.StringIO() as out:
     patch.setitem(registry.MODELS, "medlitenet", (Tiny, VARIANTS))
-    patch.setattr(benchmark, "PHOTOGRAPHS", {"train": 6, "val": 2})
-    patch.setattr(benchmark, "PHOTOGRAPH_SIZE", 80)
+    patch.setattr(benchmark_loop, "PHOTOGRAPHS", {"train": 6, "val": 2})
+    patch.setattr(benchmark_loop, "PHOTOGRAPH_SIZE", 80)
     train(config, workdir)
     before = contents(workdir)
     with contextlib.redirect_stdout(out):
@@ -134,11 +134,18 @@ def test_loop_and_evaluation_are_measured(measured):
   loop, evaluation = measured.figures["loop"], measured.figures["evaluation"]
   shares = [loop[f"{part}_share"] for part in ("waiting", "step", "logging")]
   assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
-  assert "generated" in loop["data"] and loop["images_per_second"] > 0
+  assert "generated" in measured.figures["data"] and loop["images_per_second"] > 0
   assert evaluation["cases"] == 6 and evaluation["tta"] == "six"
   assert evaluation["share"] == pytest.approx(
     evaluation["images_per_second"] / evaluation["networks_alone_images_per_second"]
   )
+
+
+def test_a_photograph_takes_as_long_as_its_steps(measured):
+  pipeline = measured.figures["pipeline"]
+  seconds = {s: 1 / pipeline[f"{s}_images_per_second"] for s in ("decode", "augment", "total")}
+  assert pipeline["augment_on"] == "host" and all(value > 0 for value in seconds.values())
+  assert seconds["total"] > 0.5 * (seconds["decode"] + seconds["augment"])
 
 
 def test_the_printout_has_every_part_and_ratio(measured):
@@ -146,7 +153,14 @@ def test_the_printout_has_every_part_and_ratio(measured):
   for words in (
     *(part["name"] for part in figures["parts"]),
     *(ratio["what"] for ratio in figures["ratios"]),
-    *("training step", "waiting for data", "evaluation of 6 cases", "peak memory"),
+    *(
+      "training step",
+      "waiting for data",
+      "on one core",
+      "decode",
+      "evaluation of 6 cases",
+      "peak memory",
+    ),
   ):
     assert words in printed
 

@@ -240,7 +240,8 @@ def test_differences_are_of_what_is_learned():
 def test_differences_notice_every_other_field():
   old = resolved()
   free = (
-    *("data.root", "data.num_threads", "data.prefetch_batches", "train.log_every_steps"),
+    *("data.root", "data.raw", "data.num_threads", "data.prefetch_batches"),
+    "train.log_every_steps",
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
     *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),
     *("model.remat", "benchmark."),

@@ -71,12 +71,12 @@ def create_batch(size=4, seed=0):
   """Noise whose lesion is where red is stronger than blue: learnable from single pixels."""
   image = np.random.default_rng(seed).integers(1, 255, (size, 16, 16, 3), np.uint8)
   mask = (image[..., :1] > image[..., 2:]).astype(np.float32)
-  return jnp.asarray(image), jnp.asarray(mask)
+  return {"image": jnp.asarray(image), "mask": jnp.asarray(mask)}
 
 
 def spoilt_batch(kind):
-  image, mask = create_batch()
-  return jnp.full_like(image, MARKS[kind]), mask
+  batch = create_batch()
+  return {**batch, "image": jnp.full_like(batch["image"], MARKS[kind])}
 
 
 def assert_same(old, new, message=""):
@@ -96,10 +96,10 @@ def differs(old, new):
 
 def test_loss_falls_on_a_fixed_batch():
   run = create_run()
-  state, (image, mask) = run.initialise(), create_batch()
+  state, batch = run.initialise(), create_batch()
   rows = []
   for _ in range(60):
-    state, figures = run.step(state, image, mask)
+    state, figures = run.step(state, batch)
     rows.append(jax.device_get(figures))
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
   assert rows[-1]["dice"] > 0.9 > rows[0]["dice"]
@@ -112,10 +112,10 @@ def test_loss_falls_on_a_fixed_batch():
 @pytest.mark.parametrize("kind", MARKS)
 def test_a_batch_that_is_not_finite_changes_nothing(precision, kind):
   run = create_run(precision=precision)
-  state, _ = run.step(run.initialise(), *create_batch())
+  state, _ = run.step(run.initialise(), create_batch())
   before = learned(state)
   scale = None if precision == "float32" else float(state.loss_scale.scale)
-  state, figures = run.step(state, *spoilt_batch(kind))
+  state, figures = run.step(state, spoilt_batch(kind))
   assert bool(jnp.isfinite(figures["loss"])) == (kind == "gradient")
   assert not jnp.isfinite(figures["grad_norm"])
   for name, tree in learned(state).items():
@@ -123,7 +123,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(precision, kind):
   assert (int(state.micro_step), int(state.skipped), float(figures["skipped"])) == (2, 1, 1.0)
   if scale:
     assert float(state.loss_scale.scale) == scale / 2
-  state, _ = run.step(state, *create_batch(seed=1))
+  state, _ = run.step(state, create_batch(seed=1))
   for name, tree in learned(state).items():
     assert differs(before[name], tree), name
   assert (int(state.micro_step), int(state.skipped)) == (3, 1)
@@ -134,10 +134,10 @@ def test_a_spoilt_batch_does_not_count_towards_an_update():
   run = create_run(accumulation=2)
   ends = []
   for between in ([], ["loss"], ["gradient", "loss"]):
-    state, _ = run.step(run.initialise(), *create_batch())
+    state, _ = run.step(run.initialise(), create_batch())
     for kind in between:
-      state, _ = run.step(state, *spoilt_batch(kind))
-    state, _ = run.step(state, *create_batch(seed=1))
+      state, _ = run.step(state, spoilt_batch(kind))
+    state, _ = run.step(state, create_batch(seed=1))
     assert state.opt_state.gradient_step == 1
     ends.append(learned(state))
   for end in ends[1:]:
@@ -148,10 +148,10 @@ def test_float16_recovers_from_a_scale_that_overflows():
   run = create_run(precision="float16")
   state = run.initialise()
   state = state.replace(loss_scale=state.loss_scale.replace(scale=jnp.float32(2.0**40)))
-  image, mask = create_batch()
+  batch = create_batch()
   losses = []
   for _ in range(80):
-    state, figures = run.step(state, image, mask)
+    state, figures = run.step(state, batch)
     losses.append(float(figures["loss"]))
   skipped = int(state.skipped)
   assert 0 < skipped < 40
@@ -164,7 +164,7 @@ def test_parameters_and_average_move_only_on_updates():
   state = run.initialise()
   for micro_step in range(1, 5):
     before = learned(state)
-    state, _ = run.step(state, *create_batch(seed=micro_step))
+    state, _ = run.step(state, create_batch(seed=micro_step))
     after = learned(state)
     updates = micro_step // 2
     moved = micro_step % 2 == 0
@@ -195,8 +195,8 @@ def bare_step(run, **replaced):
 
 def test_eager_equals_jit():
   run = create_run()
-  eager = bare_step(run)(run.initialise(), *create_batch())
-  compiled = run.step(run.initialise(), *create_batch())
+  eager = bare_step(run)(run.initialise(), **create_batch())
+  compiled = run.step(run.initialise(), create_batch())
   for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -207,7 +207,7 @@ def test_the_state_is_given_away_and_the_step_compiled_once(precision):
   state = run.initialise()
   for seed in range(3):
     old = state
-    state, _ = run.step(state, *create_batch(seed=seed))
+    state, _ = run.step(state, create_batch(seed=seed))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.ema_params, old.batch_stats)))
     old_types, types = (jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (old, state))
@@ -225,7 +225,7 @@ def test_loss_and_parameters_are_float32_in_every_precision(precision):
     return segmentation_loss(logits, mask, **run.config.loss)
 
   state = jax.eval_shape(run.initialise)
-  state, figures = jax.eval_shape(bare_step(run, loss_fn=loss_fn), state, *create_batch())
+  state, figures = jax.eval_shape(bare_step(run, loss_fn=loss_fn), state, **create_batch())
   assert seen == [DTYPES[precision]]  # the stub's logits are as narrow as its layers
   assert {figure.dtype for figure in figures.values()} == {jnp.dtype("float32")}
   for leaf in jax.tree.leaves((state.params, state.ema_params, state.batch_stats)):
@@ -236,7 +236,7 @@ def test_loss_and_parameters_are_float32_in_every_precision(precision):
 def test_loss_and_gradient_are_nearly_those_of_float32(precision):
   """In float16 too, where the loss scale has to be undone before either is used."""
   wide, narrow = (create_run(precision=name) for name in ("float32", precision))
-  (_, expected), (_, got) = (run.step(run.initialise(), *create_batch()) for run in (wide, narrow))
+  (_, expected), (_, got) = (run.step(run.initialise(), create_batch()) for run in (wide, narrow))
   for name in ("loss", "bce", "dice_loss", "grad_norm"):
     np.testing.assert_allclose(got[name], expected[name], rtol=0.02)
 
@@ -247,7 +247,7 @@ def test_dropout_depends_on_the_key_and_the_step():
 
   @jax.jit
   def loss(state, key):
-    return bare_step(run, dropout_key=key)(state, *batch)[1]["loss"]
+    return bare_step(run, dropout_key=key)(state, **batch)[1]["loss"]
 
   key, other = stream_key(0, "dropout"), stream_key(1, "dropout")
   later = state.replace(micro_step=state.micro_step + 1)

@@ -6,6 +6,7 @@ photograph alone follow; they are in `photometric.py`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -142,11 +143,46 @@ _GEOMETRIC = ("crop", "flip_horizontal", "flip_vertical", "rotate", "scale", "tr
 _DRAWS = 5  # uniforms for each augmentation: whether it is applied, then up to four strengths
 
 
-def _affine(policy, applied):
-  """Where a point of the square, from its centre, lies in the photograph: matrix @ point + offset.
+def draw_applied(rng: np.random.Generator, policy: AugmentPolicy) -> dict[str, np.ndarray]:
+  """Draws which augmentations are applied to a photograph, and how.
 
-  Both in units of their sides, [-0.5, 0.5] and [0, 1]. The picture is cropped, flipped, rotated,
+  Each has a row of uniform numbers of its own, applied or not. Were they drawn one after the other
+  as needed, changing one probability would shift the numbers of all that follow, and a comparison
+  of two policies would compare two sets of crops too.
+
+  Args:
+    rng: moves on by the same amount whatever the policy.
+    policy: gives the probabilities.
+
+  Returns:
+    By the name of each augmentation that is applied, the uniform numbers that its strength follows
+    from.
+  """
+  rows = dict(zip(_NAMES, rng.random((len(_NAMES), _DRAWS)), strict=True))
+  return {
+    name: row[1:]
+    for name, row in rows.items()
+    if policy.enabled and row[0] < getattr(policy, f"{name}_probability")
+  }
+
+
+def draw_geometry(
+  policy: AugmentPolicy, applied: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Where a point of the square, from its centre, lies in the photograph.
+
+  At matrix @ (point + bend) + offset, the point in units of the square's side, [-0.5, 0.5], the
+  place in units of the photograph's sides, [0, 1]. The picture is cropped, flipped, rotated,
   scaled, then translated, so the map undoes the translation first.
+
+  Args:
+    policy: gives the ranges.
+    applied: of `draw_applied`.
+
+  Returns:
+    matrix: [2, 2], x before y.
+    offset: [2].
+    bend: [G, G, 2] float32, x before y, at the control points of the elastic deformation, or None.
   """
   window, centre = np.ones(2), np.full(2, 0.5)
   flips = [name in applied for name in ("flip_horizontal", "flip_vertical")]
@@ -164,7 +200,28 @@ def _affine(policy, applied):
   if (draw := applied.get("translate")) is not None:
     shift = between(policy.translate_range, draw[0:2])
   matrix = window[:, None] * matrix
-  return matrix, centre - matrix @ shift
+  bend = None
+  if (draw := applied.get("elastic")) is not None:
+    bend = normal(draw[1], (policy.elastic_grid, policy.elastic_grid, 2))
+    bend *= between(policy.elastic_amplitude, draw[0])
+  return matrix, centre - matrix @ shift, bend
+
+
+def needed_size(matrix: np.ndarray, image_size: int, most: np.ndarray) -> np.ndarray:
+  """Width and height at which the map steps by about a pixel of the photograph.
+
+  Averaged to it first, the photograph does not alias. To enlarge it is left to the map, once it has
+  the size that evaluation sees.
+
+  Args:
+    matrix: of `draw_geometry`.
+    image_size: pixels of both sides of the view.
+    most: [2] width and height that there are, after enlarging.
+
+  Returns:
+    [2] int, each from 1 to `most`.
+  """
+  return np.clip(np.rint(image_size / np.linalg.norm(matrix, axis=1)), 1, most).astype(int)
 
 
 def _coordinate_map(matrix, offset, bend, height, width, image_size):
@@ -190,17 +247,9 @@ def _warp(image, mask, image_size, policy, applied):
   """Photograph and mask through the geometric augmentations, image_size pixels a side."""
   if not any(name in applied for name in _GEOMETRIC):
     return resize_image(image, image_size, image_size), resize_mask(mask, image_size, image_size)
-  matrix, offset = _affine(policy, applied)
-  bend = None
-  if (draw := applied.get("elastic")) is not None:
-    bend = normal(draw[1], (policy.elastic_grid, policy.elastic_grid, 2))
-    bend *= between(policy.elastic_amplitude, draw[0])
-
-  # Averaged first to the size at which the map steps by about a pixel, the photograph does not
-  # alias. To enlarge it is left to the map, once it has the size that evaluation sees.
+  matrix, offset, bend = draw_geometry(policy, applied)
   most = np.maximum(image_size, image.shape[1::-1])
-  needed = np.rint(image_size / np.linalg.norm(matrix, axis=1))
-  width, height = np.clip(needed, 1, most).astype(int).tolist()
+  width, height = needed_size(matrix, image_size, most).tolist()
   pair = resize_image(image, height, width), mask_coverage(mask, height, width)
   x, y = _coordinate_map(matrix, offset, bend, height, width, image_size)
   border = cv2.BORDER_REFLECT_101
@@ -239,15 +288,7 @@ def augment(
   """
   if image.shape[:2] != mask.shape[:2]:
     raise ValueError(f"image and mask differ in size: {image.shape[:2]} and {mask.shape[:2]}")
-  # Each augmentation has a row of its own, applied or not. Were they drawn one after the other as
-  # needed, changing one probability would shift the numbers of all that follow, and a comparison of
-  # two policies would compare two sets of crops too.
-  rows = dict(zip(_NAMES, rng.random((len(_NAMES), _DRAWS)), strict=True))
-  applied = {
-    name: row[1:]
-    for name, row in rows.items()
-    if policy.enabled and row[0] < getattr(policy, f"{name}_probability")
-  }
+  applied = draw_applied(rng, policy)
   image, mask = _warp(image, mask, image_size, policy, applied)
   return change_photograph(image, mask, policy, applied), mask
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medlitenet_jax.data.augment import AugmentPolicy, augment
 from medlitenet_jax.data.clean import Preprocessing
+from medlitenet_jax.data.device_augment import pack_view
 from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import Case, Photographs, Source
 
@@ -40,6 +41,7 @@ def train_batches(
   policy: AugmentPolicy,
   num_threads: int,
   prefetch_batches: int,
+  on_device: bool = False,
 ) -> grain.DatasetIterator:
   """Endless batches of augmented cases, every case once an epoch in an order new each epoch.
 
@@ -56,10 +58,12 @@ def train_batches(
     policy: the augmentations.
     num_threads: that read.
     prefetch_batches: that are kept ready.
+    on_device: whether augmentations are only drawn, for `unpack_views` to do.
 
   Returns:
-    Iterator over {"image": [B, S, S, 3] uint8, "mask": [B, S, S, 1] uint8, "case_id": B names};
-    its state can be saved and restored.
+    Iterator over {"image": [B, S, S, 3] uint8, "mask": [B, S, S, 1] uint8, "case_id": B names} or,
+    on the device, over the arrays of `pack_view` for B photographs, and the names; its state can be
+    saved and restored.
   """
 
   def prepare(position: int, case: Case) -> dict[str, np.ndarray | str]:
@@ -68,12 +72,14 @@ def train_batches(
     clean = preprocessing(case.image)
     same = clean.shape == case.image.shape
     mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
+    if on_device:
+      return {**pack_view(rng, clean, mask, image_size, policy), "case_id": case.case_id}
     image, mask = augment(rng, clean, mask, image_size, policy)
     return {"image": image, "mask": mask[..., None], "case_id": case.case_id}
 
   def collate(cases: Sequence[dict]) -> dict:
-    batch = {name: np.stack([case[name] for case in cases]) for name in ("image", "mask")}
-    return {**batch, "case_id": [case["case_id"] for case in cases]}
+    names = {name: [case[name] for case in cases] for name in cases[0]}
+    return {n: values if n == "case_id" else np.stack(values) for n, values in names.items()}
 
   dataset = (
     grain.MapDataset.source(source)
