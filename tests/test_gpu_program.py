@@ -45,6 +45,7 @@ def number_of_elements(value) -> int:
   return math.prod(value.type.shape) if hasattr(value.type, "shape") else 0
 
 
+@functools.cache
 def operations(lowered) -> list[Operation]:
   """Every operation of a lowered program, those inside others included."""
   found: list[Operation] = []
