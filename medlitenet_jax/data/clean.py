@@ -1,4 +1,4 @@
-"""Takes hairs and casts of colour out of a photograph before a network learns from it or sees it."""
+"""Takes hairs and colour casts out of a photograph before a network learns from it or sees it."""
 
 import dataclasses
 import math
