@@ -73,10 +73,10 @@ def test_a_pigment_network_is_no_hair():
   image = skin(512).astype(np.float32)
   rng = np.random.default_rng(0)
   net = np.zeros((512, 512), np.float32)
-  for y in range(150, 362, 14):
-    for x in range(150, 362, 14):
-      center = (x + int(rng.integers(-2, 3)), y + int(rng.integers(-2, 3)))
-      cv2.circle(net, center, 7, 1.0, 2, cv2.LINE_AA)
+  for row, y in enumerate(range(150, 362, 13)):
+    for x in range(150 + 8 * (row % 2), 362, 16):
+      center = (x + int(rng.integers(-3, 4)), y + int(rng.integers(-3, 4)))
+      cv2.circle(net, center, 8, 1.0, 2, cv2.LINE_AA)
   image -= net[..., None] * np.array([30.0, 50.0, 55.0], np.float32)
   image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
   assert np.mean(find_hairs(image)[net > 0.5]) < 0.05

@@ -22,6 +22,7 @@ NEIGHBOURHOOD = 0.12  # in which a hair stands out from whatever else there is
 OUTSTANDING = 1.7  # times the mean contrast of that neighbourhood
 SHORTEST_HAIR = 0.08
 FILL_REACH = 0.008  # standard deviation of the weights of the pixels that a hair is filled from
+FILL_PASSES = 4  # each from twice as far, for what the one before did not reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,17 +148,22 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
   Returns:
     [H, W, 3] uint8, smooth where it was filled and elsewhere as it was.
   """
-  sigma, left = FILL_REACH * min(image.shape[:2]), hairs > 0
-  image = image.copy()
+  side, left = min(image.shape[:2]), hairs > 0
+  if left.all() or not left.any():
+    return image
+  image, sigma = image.copy(), FILL_REACH * side
   seen = cv2.merge([image, 1 - hairs]).astype(np.float32)
   seen[left] = 0
-  while left.any() and not left.all():
+  for _ in range(FILL_PASSES):
     reach = 2 * math.ceil(2 * sigma) + 1  # OpenCV's own choice is twice as wide and as slow
     near = cv2.GaussianBlur(seen, (reach, reach), sigma)
     filled = left & (near[..., 3] > 0.05)
     image[filled] = np.rint(near[filled, :3] / near[filled, 3:])
     left &= ~filled
+    if not left.any():
+      return image
     sigma *= 2
+  image[left] = np.rint(seen[hairs == 0, :3].mean(axis=0))
   return image
 
 
