@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   config.augment.uneven_light_probability = 0.0
   config.augment.uneven_light_fall = (0.15, 0.5)  # share lost between brightest and darkest place
   config.augment.skin_tone_probability = 0.0
-  config.augment.skin_tone_density = (-0.3, 0.9)  # of melanin in green; above 0 darkens
+  config.augment.skin_tone_density = (-0.3, 0.7)  # of melanin in green; above 0 darkens
   config.augment.faint_border_probability = 0.0
   config.augment.faint_border_width = (0.03, 0.07)  # on either side, to half the strength
   config.augment.faint_border_strength = (0.5, 1.0)  # share of a blend of both sides

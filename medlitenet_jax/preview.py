@@ -63,7 +63,7 @@ def _draw_preprocessing(source: Source, size: int, path: Path) -> None:
   def pictures(case: Case):
     mask = resize_mask(case.mask, size, size)
     small = reduced(case.image)
-    hairs = np.where(find_hairs(small)[..., None] == 1, np.uint8(HAIR_COLOR), small)
+    hairs = np.where(find_hairs(small)[..., None] == 1, np.array(HAIR_COLOR, np.uint8), small)
     changed = (hairs, without_hairs(small), shades_of_grey(case.image), both(small))
     shown = [(resize_image(image, size, size), np.zeros_like(mask)) for image in changed]
     return [(resize_image(case.image, size, size), mask), *shown]

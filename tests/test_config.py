@@ -11,7 +11,13 @@ from small_runs import MODEL, ROOT, resolved, small_config
 
 from configs.base import get_config
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.config import differences, flatten, for_evaluation, resolve
+from medlitenet_jax.config import (
+  differences,
+  flatten,
+  for_evaluation,
+  resolve,
+  with_later_fields,
+)
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.models.registry import MODELS
@@ -57,6 +63,16 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     assert all(field.startswith(("model.", "loss.")) for field in changed)
     expected = MODELS["medlitenet"][1][name]
     assert {field: config.model[field] for field in expected} == expected
+
+
+def test_the_recipe_of_hard_cases_only_switches_augmentations_on():
+  base = resolve(get_config(), "cpu")
+  config = resolve(importlib.import_module("configs.hard_cases").get_config(), "cpu")
+  changed = differences(base, config)
+  assert len(changed) == 6
+  for field, (off, on) in changed.items():
+    assert field.startswith("augment.") and field.endswith("_probability")
+    assert off == 0 < on
 
 
 def test_precision_follows_the_platform_only_where_it_is_auto():
@@ -300,6 +316,50 @@ def test_fields_of_evaluation_that_a_run_does_not_know_are_the_recipes(missing):
     if field.startswith(missing) and field != "eval.image_size":
       assert value == expected[field]
   assert config.model == resolved().model
+
+
+LATER = (
+  "preprocess",
+  "preprocess.hair_removal",
+  "augment.hairs_probability",
+  "augment.hairs_count",
+)
+
+
+@pytest.mark.parametrize("missing", LATER)
+def test_a_run_older_than_preprocessing_or_an_augmentation_went_without(missing):
+  tree = resolved().to_dict()
+  *path, leaf = missing.split(".")
+  del (tree[path[0]] if path else tree)[leaf]
+  on = {"preprocess__hair_removal": True, "preprocess__color_constancy": "shades_of_grey"}
+  recipe = with_fields(get_config(), **on, augment__hairs_probability=0.5)
+  config = for_evaluation(ConfigDict(tree), {}, "cpu", recipe)
+  assert config.to_dict() == resolved().to_dict()
+  for_evaluation(ConfigDict(tree), {"preprocess.hair_removal": False}, "cpu", recipe)
+  with pytest.raises(InputError, match=r"config\.preprocess\.hair_removal is False"):
+    for_evaluation(ConfigDict(tree), {"preprocess.hair_removal": True}, "cpu", recipe)
+
+
+@pytest.mark.parametrize("missing", LATER)
+def test_such_a_run_goes_on_under_the_recipe_that_leaves_it_out(missing):
+  tree = resolved().to_dict()
+  *path, leaf = missing.split(".")
+  del (tree[path[0]] if path else tree)[leaf]
+  older = ConfigDict(tree)
+  assert differences(with_later_fields(older, resolved()), resolved()) == {}
+  asked = resolved(preprocess__hair_removal=True, augment__hairs_probability=0.5)
+  assert differences(with_later_fields(older, asked), asked) == {
+    "preprocess.hair_removal": (False, True),
+    "augment.hairs_probability": (0.0, 0.5),
+  }
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("hair_removal", True), ("color_constancy", "shades_of_grey")]
+)
+def test_preprocessing_is_part_of_what_a_run_is(field, value):
+  with pytest.raises(InputError, match=rf"config\.preprocess\.{field}.*cannot be changed"):
+    for_evaluation(resolved(), {f"preprocess.{field}": value}, "cpu", get_config())
 
 
 def test_evaluation_checks_values():

@@ -177,6 +177,42 @@ def test_members_selected_on_different_cases_are_refused(tmp_path):
   assert not (tmp_path / "ensemble").exists()
 
 
+@pytest.mark.parametrize(
+  ("field", "member", "asked"),
+  [
+    ("hair_removal", True, False),
+    ("hair_removal", False, True),
+    ("color_constancy", "shades_of_grey", "none"),
+  ],
+)
+def test_members_that_see_photographs_cleaned_otherwise_are_refused(tmp_path, field, member, asked):
+  config = ensemble(tmp_path, **{f"preprocess__{field}": asked})
+  for folder, value in zip(config.ensemble.members, (asked, member), strict=True):
+    path = Path(folder) / "config.json"
+    saved = json.loads(path.read_text())
+    saved["preprocess"][field] = value
+    path.write_text(json.dumps(saved))
+  with pytest.raises(
+    InputError, match=rf"config\.preprocess\.{field}={member!r}.*{asked!r}"
+  ) as error:
+    load_networks(config, tmp_path / "ensemble")
+  assert config.ensemble.members[1] in str(error.value)
+  assert len(str(error.value).splitlines()) == 1
+  assert not (tmp_path / "ensemble").exists()
+  path.write_text((Path(config.ensemble.members[0]) / "config.json").read_text())
+  assert len(load_networks(config, tmp_path / "ensemble")) == 2
+
+
+def test_networks_see_what_the_configuration_cleans(fields):
+  """The map of a network that says a photograph's brightness follows the cleaning."""
+  plain = maps_of(brightness(96), [96], **fields)
+  cleaned = maps_of(brightness(96), [96], **fields, preprocess__color_constancy="shades_of_grey")
+  for case_id, (probs, _, case) in cleaned.items():
+    assert np.any(probs != plain[case_id][0])
+    np.testing.assert_array_equal(case.image, plain[case_id][2].image)
+    np.testing.assert_array_equal(case.mask, plain[case_id][2].mask)
+
+
 @pytest.mark.parametrize("damage", [None, "{", '{"train": []}', "[]"])
 def test_a_run_that_does_not_say_what_it_saw_is_refused(tmp_path, damage):
   workdir = copy_of_run(tmp_path)

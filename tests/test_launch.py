@@ -76,6 +76,11 @@ def bad_inputs():
     "mask_size": (mask_source, new, ("b_segmentation.png", "b.png", "9x9")),
     "image_size": (small_arguments(train__image_sizes="(100,)"), new, ("image_sizes", "100")),
     "augmentation": (small_arguments(augment__elastic_grid=1), new, ("augment.elastic_grid",)),
+    "preprocessing": (
+      small_arguments(preprocess__color_constancy="white"),
+      new,
+      ("config.preprocess.color_constancy", "white", "shades_of_grey"),
+    ),
     "source": (small_arguments(data__source="web"), new, ("config.data.source", "web")),
     "another_run": (
       small_arguments(optim__learning_rate=0.25),
@@ -136,7 +141,7 @@ def answers():
 NAMES = (
   *("mode", "flag", "argument", "field", "group", "whole_number", "fraction", "tuple"),
   *("no_recipe", "broken_recipe", "raising_recipe", "other_recipe"),
-  *("no_data", "mask_size", "image_size", "augmentation", "source"),
+  *("no_data", "mask_size", "image_size", "augmentation", "preprocessing", "source"),
   *("another_run", "another_network", "occupied", "under_a_file"),
   *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
   *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
@@ -211,10 +216,11 @@ def test_describe_prints_the_parts_and_draws_them(tmp_path):
   assert cv2.imread(str(tmp_path / "architecture.png")) is not None
 
 
-def test_preview_draws_the_augmentations(tmp_path):
+def test_preview_draws_the_augmentations_and_the_preprocessing(tmp_path):
   done = launch("--mode=preview", f"--output={tmp_path}", *small_arguments())
   assert done.returncode == 0, done.stderr
-  assert cv2.imread(str(tmp_path / "augmentations.png")) is not None
+  for name in ("augmentations.png", "preprocessing.png"):
+    assert cv2.imread(str(tmp_path / name)) is not None and name in done.stdout
 
 
 def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):

@@ -14,6 +14,7 @@ from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import FolderSource, SyntheticSource
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.predict import PhotographSource
 
 POLICY = AugmentPolicy(**get_config().augment)
 AS_IT_IS = Preprocessing(hair_removal=False, color_constancy="none")
@@ -177,6 +178,34 @@ def test_evaluation_keeps_masks_at_their_own_sizes(tmp_path):
   assert [mask.shape for mask in masks] == list(sizes.values())
   for mask, index in zip(masks, range(3), strict=True):
     np.testing.assert_array_equal(mask, source[index].mask)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (540, 700)])
+def test_training_and_evaluation_give_the_network_the_same_pixels(tmp_path, size):
+  """Small and large photographs, from a folder of cases and as files to predict."""
+  cleaning = Preprocessing(hair_removal=True, color_constancy="shades_of_grey")
+  for number, case_id in enumerate("abcd"):
+    write_case(tmp_path, case_id, number, size)
+  write_splits(tmp_path, dict.fromkeys("abcd", "train"))
+  source = FolderSource(tmp_path, "train")
+  trained = rows(take(open_train(source, policy=PLAIN, preprocessing=cleaning), 1))
+  (batch,) = open_eval(source, preprocessing=cleaning)
+  paths = sorted((tmp_path / "images").iterdir())
+  (predicted,) = open_eval(PhotographSource(paths), preprocessing=cleaning)
+  np.testing.assert_array_equal(batch.images[32], predicted.images[32])
+  seen = {case.case_id: image for case, image in zip(batch.cases, batch.images[32], strict=True)}
+  for case_id, image, mask in trained:
+    case = source[source.case_ids.index(case_id)]
+    np.testing.assert_array_equal(image, seen[case_id])
+    assert np.any(image != resize_image(case.image, 32, 32))
+    # By way of the reduced size the border may move within a pixel.
+    assert np.mean(mask[..., 0] != resize_mask(case.mask, 32, 32)) < 0.01
+  for given in batch.cases:
+    case = source[given.index]
+    np.testing.assert_array_equal(given.mask, case.mask)
+    np.testing.assert_array_equal(given.image, resize_image(case.image, 32, 32))
+  for given in predicted.cases:
+    np.testing.assert_array_equal(given.view, source[given.index].image)
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])

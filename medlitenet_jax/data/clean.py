@@ -1,4 +1,4 @@
-"""Takes hairs and casts of colour out of a photograph before a network sees it."""
+"""Takes hairs and colour casts out of a photograph before a network learns from it or sees it."""
 
 import dataclasses
 import math
@@ -15,13 +15,14 @@ MINKOWSKI_POWER = 6  # as in Finlayson and Trezzi (2004)
 # Of hair removal. Lengths are parts of the photograph's shorter side.
 WORKING_SIDE = 512  # pixels; larger photographs are reduced until their shorter side has these
 THICKEST_HAIR = 0.022
-STRAIGHT_PART = 0.05  # a hair runs straight so far, which the meshes of a pigment network do not
+STRAIGHT_PART = 0.06  # a hair runs straight so far, which the meshes of a pigment network do not
 DIRECTIONS = 16  # in which it is looked for
 LEAST_CONTRAST = 12  # levels against the skin beside it
 NEIGHBOURHOOD = 0.12  # in which a hair stands out from whatever else there is
-OUTSTANDING = 1.7  # times the mean contrast of that neighbourhood
+OUTSTANDING = 1.6  # times the mean contrast of that neighbourhood
 SHORTEST_HAIR = 0.08
 FILL_REACH = 0.008  # standard deviation of the weights of the pixels that a hair is filled from
+FILL_PASSES = 4  # each from twice as far, for what the one before did not reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +110,14 @@ def find_hairs(image: np.ndarray) -> np.ndarray:
   fair = cv2.morphologyEx(blue, cv2.MORPH_TOPHAT, disc)
   hairs = np.zeros(red.shape, np.uint8)
   around = (max(3, round(NEIGHBOURHOOD * side)),) * 2
+  square = np.ones((around[0] // 2, around[0] // 2), np.uint8)
   for contrast in (dark, fair):
     straight = np.zeros_like(contrast)
     for line in _lines(max(3, round(STRAIGHT_PART * side)) | 1):
       np.maximum(straight, cv2.morphologyEx(contrast, cv2.MORPH_OPEN, line), out=straight)
-    least = np.maximum(OUTSTANDING * cv2.blur(contrast.astype(np.float32), around), LEAST_CONTRAST)
+    texture = cv2.blur(contrast.astype(np.float32), around)
+    texture = cv2.dilate(texture, square)  # at its edge a texture is as coarse as within it
+    least = np.maximum(OUTSTANDING * texture, LEAST_CONTRAST)
     hairs |= _long_ones(straight >= least, SHORTEST_HAIR * side)
   seam = 2 * max(1, round(0.003 * side)) + 1
   return cv2.dilate(hairs, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (seam, seam)))
@@ -147,17 +151,22 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
   Returns:
     [H, W, 3] uint8, smooth where it was filled and elsewhere as it was.
   """
-  sigma, left = FILL_REACH * min(image.shape[:2]), hairs > 0
-  image = image.copy()
+  side, left = min(image.shape[:2]), hairs > 0
+  if left.all() or not left.any():
+    return image
+  image, sigma = image.copy(), FILL_REACH * side
   seen = cv2.merge([image, 1 - hairs]).astype(np.float32)
   seen[left] = 0
-  while left.any() and not left.all():
+  for _ in range(FILL_PASSES):
     reach = 2 * math.ceil(2 * sigma) + 1  # OpenCV's own choice is twice as wide and as slow
     near = cv2.GaussianBlur(seen, (reach, reach), sigma)
     filled = left & (near[..., 3] > 0.05)
     image[filled] = np.rint(near[filled, :3] / near[filled, 3:])
     left &= ~filled
+    if not left.any():
+      return image
     sigma *= 2
+  image[left] = np.rint(seen[hairs == 0, :3].mean(axis=0))
   return image
 
 
@@ -176,7 +185,8 @@ def shades_of_grey(image: np.ndarray) -> np.ndarray:
     Improving dermoscopy image classification using color constancy, 2015.
   """
   levels = np.arange(256.0)
-  counts = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
+  # By the histogram, a photograph of 100 megapixels needs no memory beyond its own.
+  counts = [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(3)]
   light = np.array(
     [(n @ levels**MINKOWSKI_POWER / n.sum()) ** (1 / MINKOWSKI_POWER) for n in counts]
   )
