@@ -94,6 +94,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     (field, lambda v: v >= 0)
     for field in (
       "seed",
+      "data.split_seed",
       "data.max_train_images",
       "data.max_eval_images",
       "train.epochs",
@@ -117,7 +118,16 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes a number between 0 and 1, or 0": [
     (field, lambda v: 0 <= v < 1) for field in ("eval.threshold", "eval.hysteresis_low")
   ],
-  "takes a number from 0 to 1": [("eval.review_below", lambda v: 0 <= v <= 1)],
+  "takes a number from 0 to 1": [
+    (field, lambda v: 0 <= v <= 1)
+    for field in ("eval.review_below", "data.val_fraction", "data.test_fraction")
+  ],
+  "takes the end of a file's name, without folder": [
+    ("data.mask_suffix", lambda v: not set(v) & set("/\\"))
+  ],
+  "takes a column of splits.csv other than id and split": [
+    ("data.group_column", lambda v: v not in ("id", "split"))
+  ],
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
   "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
@@ -138,6 +148,11 @@ def _check(config: ConfigDict) -> None:
     raise InputError(
       f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under "
       f"config.eval.threshold, which is {config.eval.threshold!r}"
+    )
+  if config.data.val_fraction + config.data.test_fraction > 1:
+    raise InputError(
+      f"config.data.val_fraction is {config.data.val_fraction!r}; it must leave room for "
+      f"config.data.test_fraction, which is {config.data.test_fraction!r}"
     )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")

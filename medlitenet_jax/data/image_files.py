@@ -2,23 +2,50 @@
 
 import contextlib
 import io
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+from medlitenet_jax.data import mask_values
 from medlitenet_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 150_000_000  # of a photograph; a small file can claim to be larger than the memory
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
-_WIDE_MODES = ("I;16", "I;16B", "I", "F")
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
 
 
+def image_names(folder: Path) -> dict[str, list[Path]]:
+  """Finds the images of a folder; its own folders and hidden files are not looked at.
+
+  Args:
+    folder: to look in.
+
+  Returns:
+    Paths by name without ending, sorted: more than one where only the endings differ. Names are
+    composed Unicode (NFC), for some systems write an umlaut as two characters and a table as one.
+
+  Raises:
+    InputError: if a name is not Unicode.
+  """
+  found: dict[str, list[Path]] = {}
+  for path in sorted(folder.iterdir()):
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+      try:
+        path.name.encode()
+      except UnicodeEncodeError as error:
+        raise InputError(f"{folder}: rename {path.name!a}; its name is not UTF-8") from error
+      found.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+  return found
+
+
 def find_images(folder: Path) -> dict[str, Path]:
-  """Finds the images of a folder; its own folders are not looked into.
+  """Finds the images of a folder where each has a name of its own.
 
   Args:
     folder: to look in.
@@ -29,17 +56,23 @@ def find_images(folder: Path) -> dict[str, Path]:
   Raises:
     InputError: if there is none, or two have one name.
   """
-  found: dict[str, Path] = {}
-  for path in sorted(folder.iterdir()):
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-      if path.stem in found:
-        raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of the two")
-      found[path.stem] = path
+  found = image_names(folder)
+  for first, *others in found.values():
+    if others:
+      raise InputError(same_name(first, others[0]))
   if not found:
-    raise InputError(
-      f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
-    )
-  return found
+    raise InputError(no_image(folder))
+  return {name: path for name, (path,) in found.items()}
+
+
+def same_name(first: Path, second: Path) -> str:
+  """Says that two images share a name."""
+  return f"{second}: {first.name} has the same name; keep one of the two"
+
+
+def no_image(folder: Path) -> str:
+  """Says that a folder holds no image."""
+  return f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
 
 
 @contextlib.contextmanager
@@ -81,56 +114,139 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _decode(path: Path, mode: str) -> np.ndarray:
-  with _refusing(path), Image.open(io.BytesIO(path.read_bytes())) as image:
-    if image.mode in _WIDE_MODES:
-      raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
-    _refuse_huge(path, image)
-    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
-    # The colours of a palette say nothing in a mask: its indices do.
-    as_it_is = image.mode == mode or (mode == "L" and image.mode == "P")
-    return np.asarray(image if as_it_is else image.convert(mode))
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+  """The image of a file, not decoded yet, and the file's content."""
+  with _refusing(path):
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+      _refuse_huge(path, image)
+      if image.mode in ("I", "F") and not _is_wide(image):
+        raise InputError(f"{path}: has 32 bits a channel; convert it to 8 or 16 bits")
+      yield image, content
+
+
+def _is_wide(image: ImageFile.ImageFile) -> bool:
+  """Whether channels have 16 bits; a PNG of colours has the mode of one of 8 bits."""
+  tags = getattr(image, "tag_v2", {})
+  return max(tags.get(_BITS, (8,))) == 16 or any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _decode_wide(path: Path, image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
+  """Decodes 16 bits a channel, upright: [H, W] or [H, W, 3 or 4] uint16, RGB.
+
+  Pillow keeps only the upper 8 bits of colours, so OpenCV decodes them; Pillow first, for OpenCV
+  hands out what it has of a file that is cut off.
+  """
+  tags, orientation = getattr(image, "tag_v2", {}), image.getexif().get(_ORIENTATION, 1)
+  if tags.get(_PLANES, 1) == 2:
+    raise InputError(
+      f"{path}: stores 16-bit channels apart, which is not read; save it interleaved"
+    )
+  image.load()
+  pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None or pixels.dtype != np.uint16:
+    raise InputError(f"{path}: 16 bits a channel in a form that is not read; convert it to 8 bits")
+  if pixels.ndim == 3:
+    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    pixels = cv2.cvtColor(pixels, code)
+  if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
+    pixels = 65535 - pixels
+  return pixels if tags else _UPRIGHT[orientation](pixels)  # OpenCV turns a TIFF itself
+
+
+_UPRIGHT = {
+  1: lambda a: a,
+  2: lambda a: a[:, ::-1],
+  3: lambda a: a[::-1, ::-1],
+  4: lambda a: a[::-1],
+  5: lambda a: a.swapaxes(0, 1),
+  6: lambda a: np.rot90(a, -1),
+  7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+  8: lambda a: np.rot90(a, 1),
+}
+
+
+def _over(image: Image.Image, color: str) -> Image.Image:
+  """Lays an image with transparency on an even ground."""
+  ground = Image.new("RGB", image.size, color)
+  ground.paste(image, mask=image.getchannel("A"))
+  return ground
 
 
 def read_image(path: Path) -> np.ndarray:
   """Decodes a photograph.
 
   Args:
-    path: of a JPEG, PNG, BMP or TIFF file.
+    path: of a JPEG, PNG, BMP or TIFF file; grey, in colours or CMYK, of 8 or 16 bits a channel,
+      with or without a palette.
 
   Returns:
-    [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says.
+    [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says; what is transparent is white,
+    as a person sees it.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image or of more than 8 bits a channel.
+    InputError: if the file is missing, truncated, not an image or of 32 bits a channel.
   """
-  return _decode(path, "RGB")
+  with _opened(path) as (image, content):
+    if _is_wide(image):
+      return _eight_bits(_decode_wide(path, image, content))
+    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
+    if image.has_transparency_data:
+      seen = image if image.mode == "RGBA" else image.convert("RGBA")
+      return np.asarray(_over(seen, "white"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+  """[H, W, 3] uint8 of [H, W] or [H, W, 3 or 4] uint16."""
+  pixels = _scaled(pixels)
+  if pixels.ndim == 2:
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+  return pixels if pixels.shape[2] == 3 else np.asarray(_over(Image.fromarray(pixels), "white"))
 
 
 def read_mask(path: Path) -> np.ndarray:
   """Decodes a mask.
 
   Args:
-    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1.
+    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1; or
+      0 and 65535 in 16 bits; or black for skin and one strong colour for lesion. Of a palette in
+      other colours than black and white the indices are the values. What is transparent is skin.
 
   Returns:
     [H, W] uint8, 0 or 1.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image, or has other values.
+    UnclearMaskError: if it has other values.
+    InputError: if the file is missing, truncated or not an image.
   """
-  grey = _decode(path, "L")
-  if grey.max() <= 1:
-    return grey
-  # A few values between are the ringing of JPEG, or a smoothed border; an area of them is a label.
-  between = (grey > 32) & (grey < 223)
-  if grey.max() < 223 or np.count_nonzero(between) > 0.02 * grey.size:
-    label = grey[between][0] if between.any() else grey.max()
-    raise InputError(
-      f"{path}: a mask has the values 0 and 255, or 0 and 1, but this one has {label}; write "
-      "lesion as 255 and the rest as 0"
-    )
-  return (grey > 128).astype(np.uint8)
+  with _opened(path) as (image, content):
+    if _is_wide(image):
+      pixels = _decode_wide(path, image, content)
+      # 0 and 1, or 0 and 255, in a file that could hold more.
+      pixels = pixels.astype(np.uint8) if pixels.max() <= 255 else _scaled(pixels)
+      palette = None
+    else:
+      ImageOps.exif_transpose(image, in_place=True)
+      pixels, palette = _mask_pixels(image)
+  return mask_values.binary_mask(path, pixels, palette)
+
+
+def _scaled(pixels: np.ndarray) -> np.ndarray:
+  """16 bits to 8: 65535 becomes 255."""
+  return cv2.convertScaleAbs(pixels, alpha=1 / 257)
+
+
+def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+  """Grey values, RGB or RGBA of a mask; or its indices with the palette, [N, 3] uint8."""
+  if image.has_transparency_data:
+    return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")), None
+  if image.mode == "P":
+    return np.asarray(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  if image.mode in ("L", "1"):
+    return np.asarray(image if image.mode == "L" else image.convert("L")), None
+  return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -146,7 +262,8 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 def read_grey(path: Path) -> np.ndarray:
   """Reads a map that `write_grey` wrote: [H, W] float32, 0 to 1 in steps of 1/255."""
-  return _decode(path, "L").astype(np.float32) / 255
+  with _opened(path) as (image, _):
+    return np.asarray(image.convert("L"), np.float32) / 255
 
 
 def write_grey(path: Path, values: np.ndarray) -> None:
