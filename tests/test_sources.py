@@ -2,11 +2,14 @@
 
 import hashlib
 import logging
+import os
+import sys
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
-from small_runs import ROOT, write_case, write_splits
+from small_runs import ROOT, draw_case, write_case, write_splits
 
 from configs.base import get_config
 from medlitenet_jax.data.sources import create_source, split_hash
@@ -103,6 +106,135 @@ def test_split_by_name_is_a_partition_that_growth_does_not_change(tmp_path):
   after = splits()
   assert len(after) == 90
   assert {case_id: after[case_id] for case_id in before} == before
+
+
+def all_splits(root, **fields):
+  """Split of each case."""
+  found = {}
+  for split in ("train", "val", "test"):
+    try:
+      cases = folder_source(root, split, **fields).case_ids
+    except InputError as error:
+      assert "is empty" in str(error)
+      continue
+    assert not found.keys() & set(cases)
+    found |= dict.fromkeys(cases, split)
+  return found
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+  """A hundred photographs, a third of them with a sister."""
+  root = tmp_path_factory.mktemp("many")
+  rows = ["id,patient"]
+  for number in range(100):
+    write_case(root, f"case_{number}", size=(8, 8))
+    if number < 90:  # the last ten have no row
+      rows.append(f"case_{number},{'' if number % 9 == 0 else f'patient {number // 3}'}")
+  (root / "splits.csv").write_text("\n".join(rows) + "\n")
+  return root
+
+
+def test_fractions_and_seed_of_the_split_by_hash(many):
+  (many / "splits.csv").rename(many / "other.csv")
+  try:
+    plain = all_splits(many)
+    assert len(plain) == 100
+    counts = [list(plain.values()).count(split) for split in ("train", "val", "test")]
+    assert 65 <= counts[0] <= 95 and all(2 <= count <= 20 for count in counts[1:])
+    other = all_splits(many, split_seed=1)
+    assert 10 < sum(plain[c] != other[c] for c in plain)
+    none = all_splits(many, val_fraction=0.0, test_fraction=0.0)
+    assert set(none.values()) == {"train"}
+    wide = all_splits(many, val_fraction=0.5)
+    assert 30 < list(wide.values()).count("val") < 70
+    assert [c for c in wide if wide[c] == "test"] == [c for c in plain if plain[c] == "test"]
+    assert all(wide[c] == "val" for c in plain if plain[c] == "val")
+  finally:
+    (many / "other.csv").rename(many / "splits.csv")
+
+
+def test_groups_stay_together(many, caplog):
+  found = all_splits(many, group_column="patient", val_fraction=0.3, test_fraction=0.3)
+  assert len(found) == 100 and set(found.values()) == {"train", "val", "test"}
+  for number in range(90):
+    sisters = {
+      found[f"case_{n}"] for n in range(number - number % 3, number - number % 3 + 3) if n % 9
+    }
+    assert len(sisters) == 1
+  alone = [found[f"case_{number}"] for number in [*range(0, 90, 9), *range(90, 100)]]
+  assert len(set(alone)) == 3  # those without a group are not one group
+  warning = " ".join(record.getMessage() for record in caplog.records)
+  assert "10 photographs are in no group" in warning
+
+
+def test_group_in_two_splits_is_refused_by_name(root):
+  rows = [f"{c},{s},{'twin' if c in 'ab' else c}" for c, s in SPLITS.items()]
+  (root / "splits.csv").write_text("\n".join(["id,split,lesion", *rows]) + "\n")
+  assert len(folder_source(root, "train")) == 3  # where nobody says that it is a group
+  for split in ("train", "val", "test"):
+    line = refusal(root, split, group_column="lesion")
+    assert "lesion 'twin' stands in train and val" in line and "splits.csv" in line
+
+
+def test_given_split_holds_where_groups_agree(root):
+  rows = [f"{c},{s},{s}" for c, s in SPLITS.items()]
+  (root / "splits.csv").write_text("\n".join(["id,split,site", *rows]) + "\n")
+  assert all_splits(root, group_column="site") == SPLITS
+
+
+def test_group_column_that_is_not_there(root):
+  line = refusal(root, group_column="patient")
+  assert "'patient'" in line and "'id', 'split'" in line and "config.data.group_column" in line
+  (root / "splits.csv").unlink()
+  assert "config.data.group_column" in refusal(root, group_column="patient")
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask", " lesion", ".seg"])
+def test_masks_of_another_suffix(root, suffix):
+  for path in list((root / "masks").iterdir()):
+    path.rename(path.with_name(path.name.replace("_segmentation", suffix)))
+  assert len(folder_source(root, "train", mask_suffix=suffix)) == 3
+  line = refusal(root)
+  assert f"--config.data.mask_suffix={suffix} 5 of 5" in line and "'_segmentation'" in line
+
+
+def test_one_mask_of_another_suffix_is_a_missing_one(root):
+  path = root / "masks" / "c_segmentation.png"
+  path.rename(root / "masks" / "c_mask.png")
+  assert "c_segmentation" in refusal(root)
+
+
+def test_names_with_spaces_accents_and_case(tmp_path):
+  names = ("Läsion 1", "läsion 1", "皮膚 α", "a,b", "x.y")
+  for number, name in enumerate(names):
+    write_case(tmp_path, name, number)
+  assert set(all_splits(tmp_path)) == set(names)
+  rows = "".join(f'"{name}",train\n' for name in names)
+  (tmp_path / "splits.csv").write_text("id, split\n" + rows)
+  source = folder_source(tmp_path, "train")
+  for index, name in enumerate(source.case_ids):
+    expected = draw_case(names.index(name), 70, 90)[0]
+    np.testing.assert_array_equal(source[index].image, expected)
+
+
+def test_accents_written_in_two_characters(tmp_path):
+  write_case(tmp_path, unicodedata.normalize("NFD", "é"))
+  write_splits(tmp_path, {unicodedata.normalize("NFC", "é"): "train"})
+  assert list(folder_source(tmp_path, "train").case_ids) == [unicodedata.normalize("NFC", "é")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
+def test_name_that_is_no_text_is_refused(root):
+  (root / "images" / os.fsdecode(b"caf\xe9.png")).touch()
+  line = refusal(root)
+  assert str(root / "images") in line and "UTF-8" in line and "caf" in line
+  line.encode()
+
+
+def test_hidden_files_are_no_photographs(root):
+  (root / "images" / "._a.png").write_bytes(b"what a Mac leaves behind")
+  assert all_splits(root) == SPLITS
 
 
 def test_limits(root):

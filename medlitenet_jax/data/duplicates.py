@@ -135,7 +135,7 @@ def _fitted_correlation(first: np.ndarray, second: np.ndarray) -> float:
   warp = np.array([[1, 0, x - REACH], [0, 1, y - REACH]], np.float32)
   steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
   try:
-    fit = cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, steps, None, 5)[1]
+    fit = cv2.findTransformECC(first, second, warp, cv2.MOTION_AFFINE, steps)[1]
   except cv2.error:  # nothing to hold on to
     return correlation
   size, how = first.shape[::-1], cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

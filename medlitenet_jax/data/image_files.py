@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from medlitenet_jax.data import mask_values
+from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 150_000_000  # of a photograph; a small file can claim to be larger than the memory
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
-_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
+_WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
 
 
@@ -107,7 +107,8 @@ def image_size(path: Path) -> tuple[int, int]:
   """
   with _refusing(path), Image.open(path) as image:
     _refuse_huge(path, image)
-    width, height = image.size
+    tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
+    width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
     # Asking a PNG that has none for its EXIF data would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
     turned = turned and image.getexif().get(_ORIENTATION, 1) >= 5
@@ -121,50 +122,9 @@ def _opened(path: Path) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as image:
       _refuse_huge(path, image)
-      if image.mode in ("I", "F") and not _is_wide(image):
+      if image.mode in ("I", "F") and not wide_pixels.is_wide(image):
         raise InputError(f"{path}: has 32 bits a channel; convert it to 8 or 16 bits")
       yield image, content
-
-
-def _is_wide(image: ImageFile.ImageFile) -> bool:
-  """Whether channels have 16 bits; a PNG of colours has the mode of one of 8 bits."""
-  tags = getattr(image, "tag_v2", {})
-  return max(tags.get(_BITS, (8,))) == 16 or any(";16" in str(tile.args) for tile in image.tile)
-
-
-def _decode_wide(path: Path, image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
-  """Decodes 16 bits a channel, upright: [H, W] or [H, W, 3 or 4] uint16, RGB.
-
-  Pillow keeps only the upper 8 bits of colours, so OpenCV decodes them; Pillow first, for OpenCV
-  hands out what it has of a file that is cut off.
-  """
-  tags, orientation = getattr(image, "tag_v2", {}), image.getexif().get(_ORIENTATION, 1)
-  if tags.get(_PLANES, 1) == 2:
-    raise InputError(
-      f"{path}: stores 16-bit channels apart, which is not read; save it interleaved"
-    )
-  image.load()
-  pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-  if pixels is None or pixels.dtype != np.uint16:
-    raise InputError(f"{path}: 16 bits a channel in a form that is not read; convert it to 8 bits")
-  if pixels.ndim == 3:
-    code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    pixels = cv2.cvtColor(pixels, code)
-  if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
-    pixels = 65535 - pixels
-  return pixels if tags else _UPRIGHT[orientation](pixels)  # OpenCV turns a TIFF itself
-
-
-_UPRIGHT = {
-  1: lambda a: a,
-  2: lambda a: a[:, ::-1],
-  3: lambda a: a[::-1, ::-1],
-  4: lambda a: a[::-1],
-  5: lambda a: a.swapaxes(0, 1),
-  6: lambda a: np.rot90(a, -1),
-  7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-  8: lambda a: np.rot90(a, 1),
-}
 
 
 def _over(image: Image.Image, color: str) -> Image.Image:
@@ -189,21 +149,16 @@ def read_image(path: Path) -> np.ndarray:
     InputError: if the file is missing, truncated, not an image or of 32 bits a channel.
   """
   with _opened(path) as (image, content):
-    if _is_wide(image):
-      return _eight_bits(_decode_wide(path, image, content))
+    if wide_pixels.is_wide(image):
+      pixels = wide_pixels.eight_bits(wide_pixels.decode(path, image, content))
+      if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+      return pixels if pixels.shape[2] == 3 else np.asarray(_over(Image.fromarray(pixels), "white"))
     ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
     if image.has_transparency_data:
       seen = image if image.mode == "RGBA" else image.convert("RGBA")
       return np.asarray(_over(seen, "white"))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-  """[H, W, 3] uint8 of [H, W] or [H, W, 3 or 4] uint16."""
-  pixels = _scaled(pixels)
-  if pixels.ndim == 2:
-    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-  return pixels if pixels.shape[2] == 3 else np.asarray(_over(Image.fromarray(pixels), "white"))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -222,20 +177,15 @@ def read_mask(path: Path) -> np.ndarray:
     InputError: if the file is missing, truncated or not an image.
   """
   with _opened(path) as (image, content):
-    if _is_wide(image):
-      pixels = _decode_wide(path, image, content)
+    if wide_pixels.is_wide(image):
+      pixels, palette = wide_pixels.decode(path, image, content), None
       # 0 and 1, or 0 and 255, in a file that could hold more.
-      pixels = pixels.astype(np.uint8) if pixels.max() <= 255 else _scaled(pixels)
-      palette = None
+      small = pixels.max() <= 255
+      pixels = pixels.astype(np.uint8) if small else wide_pixels.eight_bits(pixels)
     else:
       ImageOps.exif_transpose(image, in_place=True)
       pixels, palette = _mask_pixels(image)
   return mask_values.binary_mask(path, pixels, palette)
-
-
-def _scaled(pixels: np.ndarray) -> np.ndarray:
-  """16 bits to 8: 65535 becomes 255."""
-  return cv2.convertScaleAbs(pixels, alpha=1 / 257)
 
 
 def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
