@@ -68,8 +68,8 @@ def check(config: ConfigDict, output: Path) -> None:
   if stopping:
     counts = ", ".join(f"{count} {kind}" for kind, count in stopping.items())
     raise InputError(
-      f"{stopping.total()} problems would stop training: {counts}; {output / PROBLEMS_FILE} says "
-      "what to do about each"
+      f"{stopping.total()} problem{'s' * (stopping.total() > 1)} would stop training: {counts}; "
+      f"{output / PROBLEMS_FILE} says what to do about each"
     )
 
 

@@ -49,9 +49,8 @@ def test_copy_is_found_among_others(name):
   assert set(pairs) == {(7, 12)}
   pair = pairs[7, 12]
   assert pair.turned == ("quarters" in name or "flip" in name)
-  assert pair.correlation == pytest.approx(1, abs=1e-3 if pair.turned == ("q" in name) else 1) or (
-    pair.correlation > 0.6
-  )
+  if "quarters" in name or name == "none":
+    assert pair.correlation > 0.99  # thumbnails of turned pictures are turned thumbnails
 
 
 def test_other_drawings_are_not_alike():

@@ -143,7 +143,7 @@ def test_fractions_and_seed_of_the_split_by_hash(many):
     counts = [list(plain.values()).count(split) for split in ("train", "val", "test")]
     assert 65 <= counts[0] <= 95 and all(2 <= count <= 20 for count in counts[1:])
     other = all_splits(many, split_seed=1)
-    assert 10 < sum(plain[c] != other[c] for c in plain)
+    assert sum(plain[c] != other[c] for c in plain) > 10
     none = all_splits(many, val_fraction=0.0, test_fraction=0.0)
     assert set(none.values()) == {"train"}
     wide = all_splits(many, val_fraction=0.5)
@@ -206,7 +206,7 @@ def test_one_mask_of_another_suffix_is_a_missing_one(root):
 
 
 def test_names_with_spaces_accents_and_case(tmp_path):
-  names = ("Läsion 1", "läsion 1", "皮膚 α", "a,b", "x.y")
+  names = ("Läsion 1", "läsion 1", "皮膚 2", "a,b", "x.y")
   for number, name in enumerate(names):
     write_case(tmp_path, name, number)
   assert set(all_splits(tmp_path)) == set(names)
