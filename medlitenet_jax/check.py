@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from medlitenet_jax import check_report, report
 from medlitenet_jax.check_report import NEARLY_FULL, Reading
-from medlitenet_jax.data.duplicates import near_duplicates, thumbnail
+from medlitenet_jax.data.duplicates import Pair, near_duplicates, thumbnail
 from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, damage
 from medlitenet_jax.data.sources import (
   FolderSource,
@@ -52,7 +52,9 @@ def check(config: ConfigDict, output: Path) -> None:
   sources, files, problems = _open(config)
   readings, found = _read(sources, files, config.data.num_threads)
   problems += found
-  problems += _odd_masks(readings) + _same_pictures(readings, config.data.num_threads)
+  logger.info("Looking for the same pictures among %d.", len(readings))
+  pairs = near_duplicates([reading.thumbnail for reading in readings], config.data.num_threads)
+  problems += _odd_masks(readings) + _same_pictures(readings, pairs)
   problems.sort(key=lambda problem: (not problem.stops_training, problem.kind))
   summary = check_report.summary(config, sources, readings, problems)
 
@@ -62,7 +64,7 @@ def check(config: ConfigDict, output: Path) -> None:
   report.write_csv(output / PROBLEMS_FILE, [dataclasses.asdict(p) for p in problems], columns)
   (output / SHEET_FILE).unlink(missing_ok=True)
   if readings:
-    draw_cases(check_report.sheet(sources, readings), output / SHEET_FILE)
+    draw_cases(check_report.sheet(sources, readings, pairs), output / SHEET_FILE)
   check_report.show(summary, output)
   stopping = collections.Counter(p.kind for p in problems if p.stops_training)
   if stopping:
@@ -166,11 +168,10 @@ def _odd_masks(readings: Iterable[Reading]) -> list[Problem]:
   return problems
 
 
-def _same_pictures(readings: Sequence[Reading], num_threads: int) -> list[Problem]:
+def _same_pictures(readings: Sequence[Reading], pairs: Iterable[Pair]) -> list[Problem]:
   """Pairs of photographs that are the same to the byte or to the eye."""
-  logger.info("Looking for the same pictures among %d.", len(readings))
   problems = []
-  for pair in near_duplicates([reading.thumbnail for reading in readings], num_threads):
+  for pair in pairs:
     one, other = readings[pair.first], readings[pair.second]
     kind, how = "near_duplicate", f"nearly the same picture (correlation {pair.correlation:.2f})"
     if one.digest == other.digest:

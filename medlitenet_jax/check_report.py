@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax import report
+from medlitenet_jax.data.duplicates import Pair
 from medlitenet_jax.data.folder import Problem
 from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import Source, split_hash
@@ -94,13 +95,14 @@ def summary(
 
 
 def sheet(
-  sources: Mapping[str, Source], readings: Sequence[Reading]
+  sources: Mapping[str, Source], readings: Sequence[Reading], pairs: Sequence[Pair]
 ) -> list[tuple[str, list[tuple[str, np.ndarray, np.ndarray]]]]:
-  """Chooses what a person should see: a sample of each split, and every odd case.
+  """Chooses what a person should see: a sample of each split, odd cases, copies.
 
   Args:
     sources: read once more for the pictures.
     readings: what is known of the cases.
+    pairs: those that show the same picture.
 
   Returns:
     Groups as `figures.draw_cases` takes them.
@@ -115,12 +117,18 @@ def sheet(
   if odd:
     shown = f", {MOST_ODD} of {len(odd)}" if len(odd) > MOST_ODD else ""
     groups[f"empty, full or nearly full{shown}"] = odd[:MOST_ODD]
+  both = [(readings[pair.first], readings[pair.second]) for pair in pairs]
+  both.sort(key=lambda pair: pair[0].split == pair[1].split)
+  if both:
+    shown = f", {MOST_ODD // 2} of {len(both)} pairs" if len(both) > MOST_ODD // 2 else ""
+    title = f"the same picture twice, those in two splits first{shown}"
+    groups[title] = [reading for pair in both[: MOST_ODD // 2] for reading in pair]
 
   def picture(reading: Reading) -> tuple[str, np.ndarray, np.ndarray]:
     case = sources[reading.split][reading.index]
     scale = min(1.0, PICTURE / max(case.mask.shape))
     size = [max(1, round(side * scale)) for side in case.mask.shape]
-    label = f"{reading.case_id}\n{reading.lesion:.1%}"
+    label = f"{reading.case_id}\n{reading.split}, {reading.lesion:.1%}"
     return label, resize_image(case.image, *size), resize_mask(case.mask, *size)
 
   return [(title, [picture(reading) for reading in rows]) for title, rows in groups.items()]

@@ -200,6 +200,24 @@ def test_generated_cases(tmp_path):
   assert [summary["splits"][split]["read"] for split in ("train", "val")] == [4, 3]
 
 
+def test_sheet_shows_a_sample_odd_cases_and_copies(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr("medlitenet_jax.check.draw_cases", lambda groups, path: drawn.extend(groups))
+  with pytest.raises(InputError):
+    check(config_of(defective_folder(tmp_path / "data")), tmp_path / "out")
+  groups = {title.split(",")[0]: cases for title, cases in drawn}
+  names = {
+    title: [label.split("\n")[0] for label, _, _ in cases] for title, cases in groups.items()
+  }
+  assert names["train"][0] == "empty" and names["train"][-1] in ("full", "copy")
+  assert names["empty"] == ["empty", "full", "nearly"]
+  copies = [set(names["the same picture twice"][i : i + 2]) for i in (0, 2, 4)]
+  assert {"good_1", "again"} in copies[:2] and {"good_2", "flip"} in copies[:2]
+  assert copies[2] == {"copy", "empty"}
+  for _, image, mask in groups["empty"]:
+    assert image.shape == (96, 96, 3) and mask.shape == (96, 96)
+
+
 def test_limits_hold(tmp_path):
   check(config_of(clean_folder(tmp_path / "data"), data__max_train_images=2), tmp_path / "out")
   summary = json.loads((tmp_path / "out" / "check.json").read_text())
