@@ -22,6 +22,7 @@ MODES = {
   "compare": "set the evaluations in the folders of --input side by side",
   "benchmark": "time the network and its training step against the plain form",
   "describe": "table and picture of the network's parts",
+  "check": "read the data set and list what is wrong with it, changing nothing",
   "preview": "sheet of the augmentations beside their originals",
 }
 
@@ -166,6 +167,10 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     from medlitenet_jax.describe import describe
 
     describe(config, output)
+  elif mode == "check":
+    from medlitenet_jax.check import check
+
+    check(config, output)
   elif mode == "preview":
     from medlitenet_jax.preview import preview
 

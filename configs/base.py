@@ -24,6 +24,12 @@ def get_config() -> ConfigDict:
   # Public set: folder of its archives, zipped or not; empty: downloaded where that is possible.
   config.data.raw = ""
   config.data.working_size = 768  # pixels of the shorter side that a public set is reduced to
+  config.data.mask_suffix = "_segmentation"  # behind the photograph's name; "": the same name
+  config.data.group_column = ""  # of splits.csv, as patient or lesion: kept in one split; "": none
+  # Where splits.csv has no column split, or is missing: by a hash of group or name.
+  config.data.split_seed = 0
+  config.data.val_fraction = 0.1  # of the groups
+  config.data.test_fraction = 0.1
   config.data.max_train_images = 0  # 0: all
   config.data.max_eval_images = 0  # 0: all
   config.data.num_threads = 0  # that read; 0: one a core. The order of cases is the same for any

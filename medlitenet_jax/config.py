@@ -35,7 +35,17 @@ FREE_FIELDS = (
   *("eval.review_below", "train.log_every_steps", "model.remat", "profile.", "benchmark."),
 )
 # What fields that a run is older than were in effect; its other augmentations were off as well.
-BEFORE_THEM = {"preprocess.hair_removal": False, "preprocess.color_constancy": "none"}
+BEFORE_THEM = {
+  "preprocess.hair_removal": False,
+  "preprocess.color_constancy": "none",
+  "data.augment_on": "host",
+  "data.working_size": 768,
+  "data.mask_suffix": "_segmentation",
+  "data.group_column": "",
+  "data.split_seed": 0,
+  "data.val_fraction": 0.1,
+  "data.test_fraction": 0.1,
+}
 # Fields that an evaluation may set anew.
 EVALUATION_FIELDS = (
   *("data.", "eval.", "ensemble.", "benchmark.", "precision", "model.form", "model.remat"),
@@ -111,6 +121,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     (field, lambda v: v >= 0)
     for field in (
       "seed",
+      "data.split_seed",
       "data.max_train_images",
       "data.max_eval_images",
       "train.epochs",
@@ -136,7 +147,16 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes a number between 0 and 1, or 0": [
     (field, lambda v: 0 <= v < 1) for field in ("eval.threshold", "eval.hysteresis_low")
   ],
-  "takes a number from 0 to 1": [("eval.review_below", lambda v: 0 <= v <= 1)],
+  "takes a number from 0 to 1": [
+    (field, lambda v: 0 <= v <= 1)
+    for field in ("eval.review_below", "data.val_fraction", "data.test_fraction")
+  ],
+  "takes the end of a file's name, without folder": [
+    ("data.mask_suffix", lambda v: not set(v) & set("/\\"))
+  ],
+  "takes a column of splits.csv other than id and split": [
+    ("data.group_column", lambda v: v not in ("id", "split"))
+  ],
   "takes a decay from 0 up to, not including, 1": [("optim.ema_decay", lambda v: 0 <= v < 1)],
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
   "takes one of platform, host, device": [("data.augment_on", lambda v: v in ("host", "device"))],
@@ -158,6 +178,11 @@ def _check(config: ConfigDict) -> None:
     raise InputError(
       f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under "
       f"config.eval.threshold, which is {config.eval.threshold!r}"
+    )
+  if config.data.val_fraction + config.data.test_fraction > 1:
+    raise InputError(
+      f"config.data.val_fraction is {config.data.val_fraction!r}; it must leave room for "
+      f"config.data.test_fraction, which is {config.data.test_fraction!r}"
     )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")
@@ -183,7 +208,9 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 
 def with_later_fields(saved: ConfigDict, recipe: ConfigDict) -> ConfigDict:
-  """Adds the preprocessing and the augmentations that a run is older than, switched off.
+  """Adds the fields of data, preprocessing and augmentation that a run is older than.
+
+  What they switch on was off.
 
   Args:
     saved: of a workdir.

@@ -221,3 +221,29 @@ def draw_sheet(
   for axis, title in zip(axes[0], titles, strict=False):
     axis.set_title(title, fontsize=9)
   save_figure(figure, path)
+
+
+def draw_cases(
+  groups: Sequence[tuple[str, Sequence[tuple[str, np.ndarray, np.ndarray]]]], path: Path
+) -> None:
+  """Draws groups of photographs of any size with the outlines of their masks.
+
+  Args:
+    groups: (title, [(label, image [H, W, 3] uint8, mask [H, W] uint8), ...]), none empty.
+    path: of the PNG.
+  """
+  columns = min(12, max(len(cases) for _, cases in groups))
+  rows = [-(-len(cases) // columns) for _, cases in groups]
+  figure = Figure(
+    figsize=(1.5 * columns, 1.9 * sum(rows) + 0.4 * len(groups)), layout="constrained"
+  )
+  parts = figure.subfigures(len(groups), 1, height_ratios=rows, squeeze=False).ravel()
+  for part, (title, cases), height in zip(parts, groups, rows, strict=True):
+    part.suptitle(title, fontsize=10)
+    axes = part.subplots(height, columns, squeeze=False).ravel()
+    for axis in axes:
+      axis.axis("off")
+    for axis, (label, image, mask) in zip(axes, cases, strict=False):
+      axis.imshow(outlined(image, mask, TRUTH_COLOR))
+      axis.set_title(label, fontsize=6)
+  save_figure(figure, path)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from medlitenet_jax.data.image_files import image_size, read_image, read_mask, write_mask
+from medlitenet_jax.data.mask_values import UnclearMaskError
 from medlitenet_jax.errors import InputError
 
 ORIENTATION = 0x0112
@@ -56,16 +57,116 @@ def test_grey_photograph_becomes_rgb(tmp_path):
   )
 
 
-def test_transparency_and_palette_are_dropped(tmp_path):
-  rgba = np.concatenate([quadrants(), np.full((48, 64, 1), 90, np.uint8)], axis=2)
-  Image.fromarray(rgba).save(tmp_path / "rgba.png")
-  np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), quadrants())
+def test_palette_becomes_rgb(tmp_path):
   Image.fromarray(quadrants()).quantize(8).save(tmp_path / "palette.png")
   assert close(read_image(tmp_path / "palette.png"), quadrants(), 2)
 
 
+def on_white(colors, alpha):
+  return colors * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
+
+
+def half_transparent():
+  """Opacity that differs from quadrant to quadrant and within one."""
+  alpha = np.full((48, 64), 255, np.uint8)
+  alpha[:24, 32:], alpha[24:, :32], alpha[:6] = 0, 90, 128
+  return alpha
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGBA 16 bit png", "RGBA 16 bit tif"])
+def test_what_is_transparent_is_white(tmp_path, kind):
+  path = tmp_path / f"photo.{'tif' if 'tif' in kind else 'png'}"
+  alpha, colors = half_transparent(), quadrants()
+  if kind == "LA":
+    colors = np.repeat(colors[..., :1], 3, axis=2)
+    Image.fromarray(np.dstack([colors[..., 0], alpha]), mode="LA").save(path)
+  elif kind == "P":
+    alpha = np.where(colors[..., 0] == 200, 0, 255)
+    palette = Image.fromarray(colors).quantize(4)
+    palette.save(path, transparency=palette.getpixel((0, 0)))
+  elif kind == "RGBA":
+    Image.fromarray(np.dstack([colors, alpha])).save(path)
+  else:
+    wide = np.dstack([colors[..., ::-1], alpha]).astype(np.uint16) * 257
+    path.write_bytes(cv2.imencode(path.suffix, wide)[1].tobytes())
+  difference = np.abs(read_image(path) - on_white(colors, alpha))
+  assert difference.max() <= 2
+  assert image_size(path) == (48, 64)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix, channels):
+  wide = np.random.default_rng(0).integers(0, 65536, (30, 20, channels), np.uint16)
+  wide[0, 0], wide[0, 1] = 0, 65535
+  path = tmp_path / f"wide.{suffix}"
+  path.write_bytes(cv2.imencode(f".{suffix}", wide[..., ::-1])[1].tobytes())
+  image = read_image(path)
+  expected = np.rint(np.broadcast_to(wide, (30, 20, 3)) / 257)
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 12), ("png", 0)])
+def test_sixteen_bits_stand_as_their_exif_says(tmp_path, orientation, suffix):
+  grey = quadrants()[..., 0].astype(np.uint16) * 257
+  exif = Image.Exif()
+  exif[ORIENTATION] = orientation
+  path = tmp_path / f"turned.{suffix}"
+  Image.fromarray(grey).save(path, exif=exif)
+  image = read_image(path)
+  np.testing.assert_array_equal(image[..., 1], UPRIGHT[orientation](quadrants()[..., 0]))
+  assert image_size(path) == image.shape[:2]
+  mask = UPRIGHT[orientation](quadrants()[..., 0] == 220)
+  Image.fromarray((quadrants()[..., 0] == 220).astype(np.uint16)).save(path, exif=exif)
+  np.testing.assert_array_equal(read_mask(path), mask)
+
+
+def test_white_is_zero_in_some_tiff_files(tmp_path):
+  grey = np.arange(0, 60000, 500, np.uint16).reshape(10, 12)
+  path = tmp_path / "inverted.tif"
+  Image.fromarray(grey).save(path, tiffinfo={262: 0})
+  np.testing.assert_array_equal(read_image(path)[..., 0], np.rint((65535 - grey) / 257))
+
+
+def test_cmyk_photograph(tmp_path):
+  path = tmp_path / "print.jpg"
+  Image.fromarray(quadrants()).convert("CMYK").save(path, quality=95)
+  assert close(read_image(path), quadrants(), 12)
+
+
+def test_more_bits_than_sixteen_are_refused(tmp_path):
+  path = tmp_path / "float.tif"
+  Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
+  for read in (read_image, read_mask):
+    with pytest.raises(InputError, match=r"float\.tif: has 32 bits.*convert"):
+      read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_truncated_sixteen_bits_are_refused(tmp_path, suffix):
+  wide = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), np.uint16)
+  path = tmp_path / f"cut.{suffix}"
+  content = cv2.imencode(f".{suffix}", wide)[1].tobytes()
+  for share in (0.3, 0.6, 0.95):
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=path.name):
+      read_image(path)
+
+
+def test_file_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
+  path = tmp_path / "bomb.png"
+  Image.new("1", (20_000, 10_000)).save(path)
+  assert path.stat().st_size < 1_000_000
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match=r"bomb\.png: 20000x10000 pixels"):
+      read(path)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 12), ("png", 0), ("tif", 0)])
 def test_photograph_stands_as_its_exif_says(tmp_path, orientation, suffix, tolerance):
   exif = Image.Exif()
   exif[ORIENTATION] = orientation
@@ -106,6 +207,96 @@ def test_mask_of_other_labels_is_refused(tmp_path, label):
   with pytest.raises(InputError) as error:
     read_mask(path)
   assert str(path) in str(error.value) and str(label) in str(error.value)
+
+
+SPOT = np.zeros((40, 50), np.uint8)
+SPOT[10:30, 15:40] = 1
+
+
+def colored(lesion, skin=(0, 0, 0)):
+  """The spot in two colours, of three or four channels."""
+  return np.where(SPOT[..., None] == 1, lesion, skin).astype(np.uint8)
+
+
+def indexed(lesion, skin, colors):
+  """The spot as indices of a palette that has these colours, by index."""
+  image = Image.fromarray(np.where(SPOT == 1, lesion, skin).astype(np.uint8))
+  palette = np.full((256, 3), 77, np.uint8)
+  for index, color in colors.items():
+    palette[index] = color
+  image.putpalette(palette.tobytes())
+  return image
+
+
+BLACK, WHITE, RED, GREEN = (0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0)
+SPOTS = {
+  "16 bit": lambda: Image.fromarray(SPOT.astype(np.uint16) * 65535),
+  "16 bit of 1": lambda: Image.fromarray(SPOT.astype(np.uint16)),
+  "16 bit of 255": lambda: Image.fromarray(SPOT.astype(np.uint16) * 255),
+  "red": lambda: Image.fromarray(colored(RED)),
+  "yellow": lambda: Image.fromarray(colored((255, 250, 3))),
+  "pink": lambda: Image.fromarray(colored((250, 120, 180))),
+  "white with opacity": lambda: Image.fromarray(colored((*WHITE, 255), (0, 0, 0, 255))),
+  "red on nothing": lambda: Image.fromarray(colored((*RED, 255), (0, 0, 0, 0))),
+  "white, the rest transparent": lambda: Image.fromarray(colored((*WHITE, 255), (*WHITE, 0))),
+  "all equally transparent": lambda: Image.fromarray(colored((*RED, 9), (*BLACK, 9))),
+  "grey with opacity": lambda: Image.fromarray(colored((255, 255), (0, 255)), mode="LA"),
+  "palette, white first": lambda: indexed(1, 0, {0: BLACK, 1: WHITE}),
+  "palette, black first": lambda: indexed(0, 1, {0: WHITE, 1: BLACK}),
+  "palette of colours": lambda: indexed(1, 0, {0: GREEN, 1: RED}),
+  "palette of a far index": lambda: indexed(255, 0, {0: BLACK, 255: RED}),
+  "palette of two greys": lambda: indexed(1, 0, {0: (0, 0, 0), 1: (1, 1, 1)}),
+  "1 bit": lambda: Image.fromarray(SPOT.astype(bool)),
+}
+
+
+@pytest.mark.parametrize("name", SPOTS)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_ways_to_write_a_mask(tmp_path, name, suffix):
+  path = tmp_path / f"mask.{suffix}"
+  SPOTS[name]().save(path)
+  mask = read_mask(path)
+  assert mask.dtype == np.uint8
+  np.testing.assert_array_equal(mask, SPOT)
+
+
+@pytest.mark.parametrize("color", [WHITE, RED, (0, 0, 255), (255, 255, 0)])
+def test_coloured_mask_in_jpeg(tmp_path, color):
+  big = cv2.resize(SPOT, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+  path = tmp_path / "mask.jpg"
+  Image.fromarray(np.where(big[..., None] == 1, color, BLACK).astype(np.uint8)).save(path)
+  assert np.mean(read_mask(path) != big) < 0.01
+
+
+def three_labels():
+  colors = colored(RED)
+  colors[15:25, 20:30] = GREEN
+  return Image.fromarray(colors)
+
+
+UNCLEAR = {
+  "two colours": (three_labels, "more than one colour"),
+  "white beside red": (lambda: Image.fromarray(colored(RED, WHITE)), "more than one colour"),
+  "dark red": (lambda: Image.fromarray(colored((128, 0, 0))), "128"),
+  "16 bit labels": (lambda: Image.fromarray(SPOT.astype(np.uint16) * 20_000), "78"),
+  "black on nothing": (
+    lambda: Image.fromarray(colored((0, 0, 0, 255), (0, 0, 0, 0))),
+    "only black on a transparent ground",
+  ),
+  "palette of a third index": (lambda: indexed(2, 0, {0: BLACK, 2: RED}), "index 2"),
+  "palette against its colours": (lambda: indexed(0, 1, {0: RED, 1: BLACK}), "index 0"),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_mask_that_could_mean_two_things_is_refused(tmp_path, name):
+  draw, reason = UNCLEAR[name]
+  path = tmp_path / "mask.png"
+  draw().save(path)
+  with pytest.raises(UnclearMaskError) as error:
+    read_mask(path)
+  line = str(error.value)
+  assert str(path) in line and reason in line and len(line.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", [0, 255])

@@ -24,7 +24,7 @@ from small_runs import (
 
 from medlitenet_jax import config as config_lib
 
-MODES = ("train", "evaluate", "benchmark", "describe", "preview")
+MODES = ("train", "evaluate", "benchmark", "describe", "check", "preview")
 
 
 @functools.cache

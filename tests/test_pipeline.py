@@ -12,7 +12,7 @@ from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.resize import resize_image, resize_mask
-from medlitenet_jax.data.sources import FolderSource, SyntheticSource
+from medlitenet_jax.data.sources import SyntheticSource, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.predict import PhotographSource
 
@@ -24,6 +24,10 @@ CASES, BATCH = 10, 4  # five batches make two epochs
 
 def drawings(count=CASES, image_size=40):
   return SyntheticSource(seed=0, first=0, count=count, image_size=image_size)
+
+
+def folder_source(root, split):
+  return create_source({**get_config().data.to_dict(), "root": str(root)}, split, 0)
 
 
 def open_train(source=None, **settings):
@@ -172,7 +176,7 @@ def test_evaluation_keeps_masks_at_their_own_sizes(tmp_path):
   for number, (case_id, size) in enumerate(sizes.items()):
     write_case(tmp_path, case_id, number, size)
   write_splits(tmp_path, dict.fromkeys(sizes, "test"))
-  source = FolderSource(tmp_path, "test")
+  source = folder_source(tmp_path, "test")
   batches = open_eval(source, batch_size=2, prefetch_batches=1)
   masks = [case.mask for batch in batches for case in batch.cases]
   assert [mask.shape for mask in masks] == list(sizes.values())
@@ -215,7 +219,7 @@ def test_photograph_truncated_behind_its_head_is_refused_by_name(tmp_path, kind)
   write_splits(tmp_path, dict.fromkeys("abcdef", "train"))
   path = tmp_path / "images" / "e.jpg"
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  source = FolderSource(tmp_path, "train")
+  source = folder_source(tmp_path, "train")
   if kind == "train":
     batches = open_train(source, num_threads=3)
   else:

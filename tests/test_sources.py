@@ -2,15 +2,17 @@
 
 import hashlib
 import logging
-from pathlib import Path
+import os
+import sys
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
-from small_runs import ROOT, write_case, write_splits
+from small_runs import ROOT, draw_case, write_case, write_splits
 
 from configs.base import get_config
-from medlitenet_jax.data.sources import FolderSource, create_source, split_hash
+from medlitenet_jax.data.sources import create_source, split_hash
 from medlitenet_jax.errors import InputError
 
 SPLITS = {"a": "train", "b": "val", "c": "train", "d": "test", "e": "train"}
@@ -32,17 +34,22 @@ def data(root=None, **fields):
   return {**data, "root": str(root), **fields}
 
 
-def refusal(root, split="train"):
+def folder_source(root, split, **fields):
+  """The cases of a split of a folder."""
+  return create_source(data(root, **fields), split, 0)
+
+
+def refusal(root, split="train", **fields):
   """The one line that a folder is refused with."""
   with pytest.raises(InputError) as error:
-    FolderSource(root, split)
+    folder_source(root, split, **fields)
   assert len(str(error.value).splitlines()) == 1
   return str(error.value)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_folder_gives_the_cases_of_its_split(root, split):
-  source = FolderSource(root, split)
+  source = folder_source(root, split)
   expected = sorted(case_id for case_id, name in SPLITS.items() if name == split)
   assert list(source.case_ids) == expected and len(source) == len(expected)
   for index, case_id in enumerate(expected):
@@ -62,32 +69,32 @@ def test_folder_gives_the_cases_of_its_split(root, split):
 def test_photographs_of_other_endings(tmp_path, ending):
   write_case(tmp_path, "x", suffix=ending)
   write_splits(tmp_path, {"x": "train"})
-  assert FolderSource(tmp_path, "train")[0].image.shape == (70, 90, 3)
+  assert folder_source(tmp_path, "train")[0].image.shape == (70, 90, 3)
 
 
 def test_other_files_are_not_photographs(root):
   (root / "images" / "ATTRIBUTION.txt").write_text("by somebody")
   (root / "images" / ".hidden").touch()
-  assert len(FolderSource(root, "train")) == 3
+  assert len(folder_source(root, "train")) == 3
 
 
 def test_byte_order_mark_and_windows_lines(root):
   text = "\ufeffid,split\r\n" + "".join(f"{i},{s}\r\n" for i, s in SPLITS.items())
   (root / "splits.csv").write_bytes(text.encode())
-  assert list(FolderSource(root, "train").case_ids) == ["a", "c", "e"]
+  assert list(folder_source(root, "train").case_ids) == ["a", "c", "e"]
 
 
 def test_further_columns_are_left_alone(root):
   rows = "".join(f"{split},someone,{case_id}\n" for case_id, split in SPLITS.items())
   (root / "splits.csv").write_text("split,patient,id\n" + rows)
-  assert list(FolderSource(root, "val").case_ids) == ["b"]
+  assert list(folder_source(root, "val").case_ids) == ["b"]
 
 
 def test_split_by_name_is_a_partition_that_growth_does_not_change(tmp_path):
   def splits():
     found = {}
     for split in ("train", "val", "test"):
-      found |= dict.fromkeys(FolderSource(tmp_path, split).case_ids, split)
+      found |= dict.fromkeys(folder_source(tmp_path, split).case_ids, split)
     return found
 
   for number in range(60):
@@ -99,9 +106,135 @@ def test_split_by_name_is_a_partition_that_growth_does_not_change(tmp_path):
   after = splits()
   assert len(after) == 90
   assert {case_id: after[case_id] for case_id in before} == before
-  for case_id, split in after.items():
-    tenth = int(hashlib.sha256(case_id.encode()).hexdigest(), 16) % 10
-    assert split == ("val" if tenth == 0 else "test" if tenth == 1 else "train")
+
+
+def all_splits(root, **fields):
+  """Split of each case."""
+  found = {}
+  for split in ("train", "val", "test"):
+    try:
+      cases = folder_source(root, split, **fields).case_ids
+    except InputError as error:
+      assert "is empty" in str(error)
+      continue
+    assert not found.keys() & set(cases)
+    found |= dict.fromkeys(cases, split)
+  return found
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+  """A hundred photographs, a third of them with a sister."""
+  root = tmp_path_factory.mktemp("many")
+  rows = ["id,patient"]
+  for number in range(100):
+    write_case(root, f"case_{number}", size=(8, 8))
+    if number < 90:  # the last ten have no row
+      rows.append(f"case_{number},{'' if number % 9 == 0 else f'patient {number // 3}'}")
+  (root / "splits.csv").write_text("\n".join(rows) + "\n")
+  return root
+
+
+def test_fractions_and_seed_of_the_split_by_hash(many):
+  (many / "splits.csv").rename(many / "other.csv")
+  try:
+    plain = all_splits(many)
+    assert len(plain) == 100
+    counts = [list(plain.values()).count(split) for split in ("train", "val", "test")]
+    assert 65 <= counts[0] <= 95 and all(2 <= count <= 20 for count in counts[1:])
+    other = all_splits(many, split_seed=1)
+    assert sum(plain[c] != other[c] for c in plain) > 10
+    none = all_splits(many, val_fraction=0.0, test_fraction=0.0)
+    assert set(none.values()) == {"train"}
+    wide = all_splits(many, val_fraction=0.5)
+    assert 30 < list(wide.values()).count("val") < 70
+    assert [c for c in wide if wide[c] == "test"] == [c for c in plain if plain[c] == "test"]
+    assert all(wide[c] == "val" for c in plain if plain[c] == "val")
+  finally:
+    (many / "other.csv").rename(many / "splits.csv")
+
+
+def test_groups_stay_together(many, caplog):
+  found = all_splits(many, group_column="patient", val_fraction=0.3, test_fraction=0.3)
+  assert len(found) == 100 and set(found.values()) == {"train", "val", "test"}
+  for number in range(90):
+    sisters = {
+      found[f"case_{n}"] for n in range(number - number % 3, number - number % 3 + 3) if n % 9
+    }
+    assert len(sisters) == 1
+  alone = [found[f"case_{number}"] for number in [*range(0, 90, 9), *range(90, 100)]]
+  assert len(set(alone)) == 3  # those without a group are not one group
+  warning = " ".join(record.getMessage() for record in caplog.records)
+  assert "10 photographs are in no group" in warning
+
+
+def test_group_in_two_splits_is_refused_by_name(root):
+  rows = [f"{c},{s},{'twin' if c in 'ab' else c}" for c, s in SPLITS.items()]
+  (root / "splits.csv").write_text("\n".join(["id,split,lesion", *rows]) + "\n")
+  assert len(folder_source(root, "train")) == 3  # where nobody says that it is a group
+  for split in ("train", "val", "test"):
+    line = refusal(root, split, group_column="lesion")
+    assert "lesion 'twin' stands in train and val" in line and "splits.csv" in line
+
+
+def test_given_split_holds_where_groups_agree(root):
+  rows = [f"{c},{s},{s}" for c, s in SPLITS.items()]
+  (root / "splits.csv").write_text("\n".join(["id,split,site", *rows]) + "\n")
+  assert all_splits(root, group_column="site") == SPLITS
+
+
+def test_group_column_that_is_not_there(root):
+  line = refusal(root, group_column="patient")
+  assert "'patient'" in line and "'id', 'split'" in line and "config.data.group_column" in line
+  (root / "splits.csv").unlink()
+  assert "config.data.group_column" in refusal(root, group_column="patient")
+
+
+@pytest.mark.parametrize("suffix", ["", "_mask", " lesion", ".seg"])
+def test_masks_of_another_suffix(root, suffix):
+  for path in list((root / "masks").iterdir()):
+    path.rename(path.with_name(path.name.replace("_segmentation", suffix)))
+  assert len(folder_source(root, "train", mask_suffix=suffix)) == 3
+  line = refusal(root)
+  assert f"--config.data.mask_suffix={suffix} 5 of 5" in line and "'_segmentation'" in line
+
+
+def test_one_mask_of_another_suffix_is_a_missing_one(root):
+  path = root / "masks" / "c_segmentation.png"
+  path.rename(root / "masks" / "c_mask.png")
+  assert "c_segmentation" in refusal(root)
+
+
+def test_names_with_spaces_accents_and_case(tmp_path):
+  names = ("Läsion 1", "läsion 1", "皮膚 2", "a,b", "x.y")
+  for number, name in enumerate(names):
+    write_case(tmp_path, name, number)
+  assert set(all_splits(tmp_path)) == set(names)
+  rows = "".join(f'"{name}",train\n' for name in names)
+  (tmp_path / "splits.csv").write_text("id, split\n" + rows)
+  source = folder_source(tmp_path, "train")
+  for index, name in enumerate(source.case_ids):
+    expected = draw_case(names.index(name), 70, 90)[0]
+    np.testing.assert_array_equal(source[index].image, expected)
+
+
+def test_accents_written_in_two_characters(tmp_path):
+  write_case(tmp_path, unicodedata.normalize("NFD", "é"))
+  write_splits(tmp_path, {unicodedata.normalize("NFC", "é"): "train"})
+  assert list(folder_source(tmp_path, "train").case_ids) == [unicodedata.normalize("NFC", "é")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
+def test_name_that_is_no_text_is_refused(root):
+  (root / "images" / os.fsdecode(b"caf\xe9.png")).touch()
+  line = refusal(root)
+  assert str(root / "images") in line and "UTF-8" in line and "caf" in line
+  line.encode()
+
+
+def test_hidden_files_are_no_photographs(root):
+  (root / "images" / "._a.png").write_bytes(b"what a Mac leaves behind")
+  assert all_splits(root) == SPLITS
 
 
 def test_limits(root):
@@ -122,14 +255,14 @@ def test_limit_of_evaluation_counts_for_val_and_test():
 def test_unused_photographs_are_counted_in_a_warning(root, caplog):
   write_splits(root, {"a": "train", "b": "val"})
   with caplog.at_level(logging.WARNING):
-    FolderSource(root, "train")
+    folder_source(root, "train")
   warning = " ".join(record.getMessage() for record in caplog.records)
   assert str(root) in warning and "3 photographs" in warning
 
 
 def test_no_warning_without_need(root, caplog):
   with caplog.at_level(logging.WARNING):
-    FolderSource(root, "train")
+    folder_source(root, "train")
   assert not caplog.records
 
 
@@ -168,7 +301,7 @@ def test_missing_mask(root):
   (root / "masks" / "e_segmentation.png").unlink()
   line = refusal(root)
   assert str(root / "masks") in line and "e_segmentation" in line
-  FolderSource(root, "val")  # which needs no mask of e
+  folder_source(root, "val")  # which needs no mask of e
 
 
 def test_mask_of_another_size(root):
@@ -193,7 +326,7 @@ def test_photograph_that_is_found_truncated_when_it_is_read(root):
   write_case(root, "c", suffix="jpg")
   path = root / "images" / "c.jpg"
   path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-  source = FolderSource(root, "train")
+  source = folder_source(root, "train")
   with pytest.raises(InputError, match=r"c\.jpg"):
     source[1]
 
@@ -267,7 +400,7 @@ def test_split_hash_is_of_the_cases_and_not_of_their_order():
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no ISIC 2018 photographs beside the project")
 def test_real_photographs():
-  sources = {split: FolderSource(Path(REAL_DATA), split) for split in ("val", "test")}
+  sources = {split: folder_source(REAL_DATA, split) for split in ("val", "test")}
   assert not set(sources["val"].case_ids) & set(sources["test"].case_ids)
   for index in (0, 7, len(sources["val"]) - 1):
     case = sources["val"][index]

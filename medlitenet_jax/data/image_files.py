@@ -2,23 +2,50 @@
 
 import contextlib
 import io
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 150_000_000  # of a photograph; a small file can claim to be larger than the memory
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
-_WIDE_MODES = ("I;16", "I;16B", "I", "F")
+_WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
 
 
+def image_names(folder: Path) -> dict[str, list[Path]]:
+  """Finds the images of a folder; its own folders and hidden files are not looked at.
+
+  Args:
+    folder: to look in.
+
+  Returns:
+    Paths by name without ending, sorted: more than one where only the endings differ. Names are
+    composed Unicode (NFC), for some systems write an umlaut as two characters and a table as one.
+
+  Raises:
+    InputError: if a name is not Unicode.
+  """
+  found: dict[str, list[Path]] = {}
+  for path in sorted(folder.iterdir()):
+    if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+      try:
+        path.name.encode()
+      except UnicodeEncodeError as error:
+        raise InputError(f"{folder}: rename {path.name!a}; its name is not UTF-8") from error
+      found.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+  return found
+
+
 def find_images(folder: Path) -> dict[str, Path]:
-  """Finds the images of a folder; its own folders are not looked into.
+  """Finds the images of a folder where each has a name of its own.
 
   Args:
     folder: to look in.
@@ -29,17 +56,23 @@ def find_images(folder: Path) -> dict[str, Path]:
   Raises:
     InputError: if there is none, or two have one name.
   """
-  found: dict[str, Path] = {}
-  for path in sorted(folder.iterdir()):
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-      if path.stem in found:
-        raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of the two")
-      found[path.stem] = path
+  found = image_names(folder)
+  for first, *others in found.values():
+    if others:
+      raise InputError(same_name(first, others[0]))
   if not found:
-    raise InputError(
-      f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
-    )
-  return found
+    raise InputError(no_image(folder))
+  return {name: path for name, (path,) in found.items()}
+
+
+def same_name(first: Path, second: Path) -> str:
+  """Says that two images share a name."""
+  return f"{second}: {first.name} has the same name; keep one of the two"
+
+
+def no_image(folder: Path) -> str:
+  """Says that a folder holds no image."""
+  return f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
 
 
 @contextlib.contextmanager
@@ -74,7 +107,8 @@ def image_size(path: Path) -> tuple[int, int]:
   """
   with _refusing(path), Image.open(path) as image:
     _refuse_huge(path, image)
-    width, height = image.size
+    tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
+    width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
     # Asking a PNG that has none for its EXIF data would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
     turned = turned and image.getexif().get(_ORIENTATION, 1) >= 5
@@ -86,66 +120,96 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _decode(data: bytes, path: Path, mode: str) -> np.ndarray:
-  with _refusing(path), Image.open(io.BytesIO(data)) as image:
-    if image.mode in _WIDE_MODES:
-      raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
+@contextlib.contextmanager
+def _opened(content: bytes, path: Path) -> Iterator[ImageFile.ImageFile]:
+  """The image of a file whose content was read, not decoded yet; `path` is for errors."""
+  with _refusing(path), Image.open(io.BytesIO(content)) as image:
     _refuse_huge(path, image)
-    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
-    # The colours of a palette say nothing in a mask: its indices do.
-    as_it_is = image.mode == mode or (mode == "L" and image.mode == "P")
-    return np.asarray(image if as_it_is else image.convert(mode))
+    if image.mode in ("I", "F") and not wide_pixels.is_wide(image):
+      raise InputError(f"{path}: has 32 bits a channel; convert it to 8 or 16 bits")
+    yield image
+
+
+def _over(image: Image.Image, color: str) -> Image.Image:
+  """Lays an image with transparency on an even ground."""
+  ground = Image.new("RGB", image.size, color)
+  ground.paste(image, mask=image.getchannel("A"))
+  return ground
 
 
 def read_image(path: Path) -> np.ndarray:
   """Decodes a photograph.
 
   Args:
-    path: of a JPEG, PNG, BMP or TIFF file.
+    path: of a JPEG, PNG, BMP or TIFF file; grey, in colours or CMYK, of 8 or 16 bits a channel,
+      with or without a palette.
 
   Returns:
-    [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says.
+    [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says; what is transparent is white,
+    as a person sees it.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image or of more than 8 bits a channel.
+    InputError: if the file is missing, truncated, not an image or of 32 bits a channel.
   """
   return decode_image(_read(path), path)
 
 
-def decode_image(data: bytes, path: Path) -> np.ndarray:
+def decode_image(content: bytes, path: Path) -> np.ndarray:
   """Decodes a photograph that was read already, as `read_image` does; `path` is for errors."""
-  return _decode(data, path, "RGB")
+  with _opened(content, path) as image:
+    if wide_pixels.is_wide(image):
+      pixels = wide_pixels.eight_bits(wide_pixels.decode(path, image, content))
+      if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+      return pixels if pixels.shape[2] == 3 else np.asarray(_over(Image.fromarray(pixels), "white"))
+    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
+    if image.has_transparency_data:
+      seen = image if image.mode == "RGBA" else image.convert("RGBA")
+      return np.asarray(_over(seen, "white"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path: Path) -> np.ndarray:
   """Decodes a mask.
 
   Args:
-    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1.
+    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1; or
+      0 and 65535 in 16 bits; or black for skin and one strong colour for lesion. Of a palette in
+      other colours than black and white the indices are the values. What is transparent is skin.
 
   Returns:
     [H, W] uint8, 0 or 1.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image, or has other values.
+    UnclearMaskError: if it has other values.
+    InputError: if the file is missing, truncated or not an image.
   """
   return decode_mask(_read(path), path)
 
 
-def decode_mask(data: bytes, path: Path) -> np.ndarray:
+def decode_mask(content: bytes, path: Path) -> np.ndarray:
   """Decodes a mask that was read already, as `read_mask` does; `path` is for errors."""
-  grey = _decode(data, path, "L")
-  if grey.max() <= 1:
-    return grey
-  # A few values between are the ringing of JPEG, or a smoothed border; an area of them is a label.
-  between = (grey > 32) & (grey < 223)
-  if grey.max() < 223 or np.count_nonzero(between) > 0.02 * grey.size:
-    label = grey[between][0] if between.any() else grey.max()
-    raise InputError(
-      f"{path}: a mask has the values 0 and 255, or 0 and 1, but this one has {label}; write "
-      "lesion as 255 and the rest as 0"
-    )
-  return (grey > 128).astype(np.uint8)
+  with _opened(content, path) as image:
+    if wide_pixels.is_wide(image):
+      pixels, palette = wide_pixels.decode(path, image, content), None
+      # 0 and 1, or 0 and 255, in a file that could hold more.
+      small = pixels.max() <= 255
+      pixels = pixels.astype(np.uint8) if small else wide_pixels.eight_bits(pixels)
+    else:
+      ImageOps.exif_transpose(image, in_place=True)
+      pixels, palette = _mask_pixels(image)
+  return mask_values.binary_mask(path, pixels, palette)
+
+
+def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+  """Grey values, RGB or RGBA of a mask; or its indices with the palette, [N, 3] uint8."""
+  if image.has_transparency_data:
+    return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")), None
+  if image.mode == "P":
+    return np.asarray(image), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  if image.mode in ("L", "1"):
+    return np.asarray(image if image.mode == "L" else image.convert("L")), None
+  return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None
 
 
 def is_upright_jpeg(data: bytes) -> bool:
@@ -175,7 +239,8 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 def read_grey(path: Path) -> np.ndarray:
   """Reads a map that `write_grey` wrote: [H, W] float32, 0 to 1 in steps of 1/255."""
-  return _decode(_read(path), path, "L").astype(np.float32) / 255
+  with _opened(_read(path), path) as image:
+    return np.asarray(image.convert("L"), np.float32) / 255
 
 
 def write_grey(path: Path, values: np.ndarray) -> None:

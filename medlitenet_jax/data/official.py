@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from medlitenet_jax.data import archives
 from medlitenet_jax.data.image_files import decode_image, decode_mask
 from medlitenet_jax.data.lesion_set import Archive, LesionSet, Part, working_size
-from medlitenet_jax.data.sources import Case, split_by_hash
+from medlitenet_jax.data.sources import Case
+from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.errors import InputError
 
 CHALLENGE = "https://isic-challenge-data.s3.amazonaws.com"
@@ -98,7 +99,8 @@ class Isic2016(LesionSet):
   def _splits(self, part, case_ids, manual):
     if part == "test":
       return super()._splits(part, case_ids, manual)
-    return {c: split_by_hash(c, val_fraction=0.1, test_fraction=0.0) for c in case_ids}
+    rule = SplitRule(group_column="", seed=0, val_fraction=0.1, test_fraction=0.0)
+    return {case_id: rule.split_of(case_id) for case_id in case_ids}
 
 
 class Ph2(LesionSet):
@@ -153,7 +155,8 @@ class Ham10000(LesionSet):
       raise InputError(
         f"{path}: has no lesion_id for {len(unknown)} photographs: {unknown[0]}, ..."
       )
-    return {c: split_by_hash(lesions[c], val_fraction=0.1, test_fraction=0.1) for c in case_ids}
+    rule = SplitRule(group_column="lesion_id", seed=0, val_fraction=0.1, test_fraction=0.1)
+    return {case_id: rule.split_of(lesions[case_id]) for case_id in case_ids}
 
 
 BUILDERS: dict[str, type[LesionSet]] = {
