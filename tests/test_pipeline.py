@@ -191,7 +191,7 @@ def test_training_and_evaluation_give_the_network_the_same_pixels(tmp_path, size
   for number, case_id in enumerate("abcd"):
     write_case(tmp_path, case_id, number, size)
   write_splits(tmp_path, dict.fromkeys("abcd", "train"))
-  source = FolderSource(tmp_path, "train")
+  source = folder_source(tmp_path, "train")
   trained = rows(take(open_train(source, policy=PLAIN, preprocessing=cleaning), 1))
   (batch,) = open_eval(source, preprocessing=cleaning)
   paths = sorted((tmp_path / "images").iterdir())
