@@ -41,6 +41,9 @@ INPUT = flags.DEFINE_multi_string(
 MM_PER_PIXEL = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
 )
+FORCE = flags.DEFINE_bool(
+  "force", False, "Train goes on with the changed fields of a recipe where that is merely odd."
+)
 OUTPUT = flags.DEFINE_string(
   "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
 )
@@ -178,7 +181,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   else:
     from medlitenet_jax.train import train
 
-    train(config, workdir)
+    train(config, workdir, force=FORCE.value)
 
 
 def read_config(mode: str, workdir: Path, recipe_named: bool, platform: str):
@@ -201,11 +204,12 @@ def main() -> None:
   set_up_allocator()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
-  absl_logging.set_verbosity(absl_logging.ERROR)
+  absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = Path(WORKDIR.value or ROOT / "runs" / name)
   output = Path(OUTPUT.value or ROOT / "runs" / f"{name}-{MODE.value}")
   from medlitenet_jax.errors import InputError
+  from medlitenet_jax.stop import Stopped
 
   try:
     run(MODE.value, workdir, output, recipe_named)
@@ -213,6 +217,9 @@ def main() -> None:
     refuse(error)
   except OSError as error:  # a full disk, a folder that may not be written
     refuse(f"{error.filename or workdir}: {error.strerror or error}")
+  except Stopped as stopped:
+    print(f"launch.py: {stopped}", file=sys.stderr)
+    sys.exit(128 + stopped.signal)
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)

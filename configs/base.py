@@ -145,6 +145,9 @@ def get_config() -> ConfigDict:
   config.train.image_sizes = (256, 384, 512)  # pixels; an equal share of the run each, in order
   config.train.validate_every_epochs = 1
   config.train.log_every_steps = 20
+  # Batches whose loss or gradient is not finite after which a run stops; 0: none. float16 may need
+  # up to 16 in search of its loss scale.
+  config.train.max_skipped_in_a_row = 20
 
   config.eval = ConfigDict()
   config.eval.split = "test"  # train, val, test

@@ -1,6 +1,11 @@
 """Saves and restores a run: the state of training together with the position in the data."""
 
-from collections.abc import Mapping
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +16,34 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 SELECTED_BY = "dice"  # the validation score that decides which checkpoint is best
 CHECKPOINT_FOLDER = "checkpoints"
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # Orbax writes under this ending and renames what is whole
+REMOVED = "removed"  # subfolder that a checkpoint is moved to before its files are deleted
+METRICS = "metrics"  # subfolder of a checkpoint, and the file in it, where Orbax keeps the scores
+
+
+def whole_steps(workdir: Path) -> list[int]:
+  """Batches seen by each checkpoint of a run that was written to its end, in rising order."""
+  folder = workdir / CHECKPOINT_FOLDER
+  return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
 
 
 class Checkpoints:
   """The checkpoints of a workdir; the newest and the best are kept.
 
+  A process that dies at any instant leaves whole ones: they are renamed to their number when they
+  are complete, and away from it before they are deleted.
+
   Attributes:
     latest_step: batches seen by the newest checkpoint, None where there is none.
-    best_step: the same of the one with the highest validation Dice.
+    best_step: the same of the one with the highest validation Dice; one that was saved between
+      validations has none and cannot be it.
   """
 
   def __init__(self, workdir: Path, *, read_only: bool = False):
@@ -31,23 +52,33 @@ class Checkpoints:
     Args:
       workdir: folder of the run.
       read_only: whether nothing may be created or changed there.
+
+    Raises:
+      InputError: if the scores of a checkpoint cannot be read.
     """
+    self._workdir = workdir
+    self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+    if not read_only:
+      self._pass_over_half_written()
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
-        checkpoint_managers.BestN(get_metric_fn=_selecting_score, n=1),
+        checkpoint_managers.BestN(
+          get_metric_fn=_selecting_score, n=1, keep_checkpoints_without_metrics=False
+        ),
       ]
     )
-    self._manager = ocp.CheckpointManager(
-      (workdir / CHECKPOINT_FOLDER).absolute(),
-      options=ocp.CheckpointManagerOptions(
-        best_fn=_selecting_score,
-        preservation_policy=None if read_only else policy,
-        read_only=read_only,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_selecting_score,
+      preservation_policy=None if read_only else policy,
+      read_only=read_only,
+      create=not read_only,
+      todelete_subdir=REMOVED,
     )
+    try:
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
+    except (ValueError, KeyError) as error:
+      raise InputError(f"{self._folder}: cannot be read ({_reason(error)})") from error
 
   @property
   def latest_step(self) -> int | None:
@@ -64,18 +95,61 @@ class Checkpoints:
     self._manager.wait_until_finished()
     return self._manager.metrics(step) or {}
 
-  def save(self, state: TrainState, batches: grain.DatasetIterator, metrics) -> None:
+  def save(self, state: TrainState, batches: grain.DatasetIterator, metrics=None) -> None:
     """Saves in the background.
 
     Args:
       state: after its last batch.
       batches: the iterator that gave that batch.
-      metrics: validation scores of this state, among them the one that selects.
+      metrics: validation scores of this state, among them the one that selects; None if there was
+        no validation.
+
+    Raises:
+      InputError: if this checkpoint, or the one that was being saved before, cannot be written.
     """
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(batches)
     )
-    self._manager.save(int(state.micro_step), args=args, metrics=dict(metrics))
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._delete_removed()
+      self._manager.save(int(state.micro_step), args=args, metrics=metrics and dict(metrics))
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Gives a checkpoint that was saved between validations its scores."""
+    path = self._folder / str(step) / METRICS / METRICS
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, json.dumps(dict(metrics)))
+    self._manager.reload()
+
+  def resume(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState | None:
+    """Reads the newest checkpoint that can be read; newer ones are put aside, and named.
+
+    Args:
+      state: shapes of the state.
+      batches: iterator that is moved to the saved position.
+
+    Returns:
+      The saved state; None if there is no checkpoint.
+
+    Raises:
+      InputError: if there are checkpoints and none can be read; they stay where they are.
+    """
+    refused: dict[int, InputError] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self.restore(step, state, batches)
+      except InputError as error:
+        refused[step] = error
+        continue
+      for damaged, refusal in refused.items():
+        self._put_aside(self._folder / str(damaged), _reason(refusal.__cause__ or refusal))
+      if refused:
+        self._manager.reload()
+      return restored
+    if refused:
+      raise next(iter(refused.values()))
+    return None
 
   def restore(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
     """Reads a checkpoint to go on from.
@@ -126,16 +200,71 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=args)["state"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise InputError(
-        f"{self._manager.directory}/{step}: cannot be restored ({reason}); remove that folder to "
-        "go on from another checkpoint, or start a new run in another --workdir"
+        f"{self._manager.directory}/{step}: cannot be restored ({_reason(error)}); remove that "
+        "folder to go on from another checkpoint, or start a new run in another --workdir"
+      ) from error
+
+  def _pass_over_half_written(self) -> None:
+    """Names what a process left behind that died while it saved, and clears it away."""
+    for path in sorted(self._folder.glob(f"*{HALF_WRITTEN}*")):
+      logger.warning("Passing over %s, which is half-written; removed.", path)
+      shutil.rmtree(path)
+    for step in whole_steps(self._workdir):
+      path = self._folder / str(step)
+      reason = _unfinished(path)
+      if reason:
+        self._put_aside(path, reason)
+    self._delete_removed()
+
+  def _put_aside(self, path: Path, reason: str) -> None:
+    """Renames a damaged checkpoint, which may still be of use to a person."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    logger.warning("Passing over %s, which is damaged (%s); kept as %s.", path, reason, aside.name)
+
+  def _delete_removed(self) -> None:
+    shutil.rmtree(self._folder / REMOVED, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what Orbax makes of a full disk or a read-only folder into one line."""
+    try:
+      yield
+    except (OSError, ValueError, RuntimeError) as error:
+      steps = whole_steps(self._workdir)
+      newest = f"the newest whole one is after batch {steps[-1]}" if steps else "there is no other"
+      raise InputError(
+        f"{self._folder}: a checkpoint cannot be written ({_reason(error)}); {newest}, and the "
+        "same command goes on from there once there is room"
       ) from error
 
   def close(self) -> None:
-    """Waits for what is still being saved."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for what is still being saved.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+      self._delete_removed()
+      self._manager.close()
+
+
+def _reason(error: BaseException) -> str:
+  """The first line of what an error says."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _unfinished(path: Path) -> str:
+  """What of a checkpoint's own description is missing, as a power cut leaves it; "" if nothing."""
+  for file in (path / "_CHECKPOINT_METADATA", *(path / METRICS).glob(METRICS)):
+    try:
+      json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+      return f"{file.name}: {_reason(error)}"
+  return ""
 
 
 def _selecting_score(metrics: Mapping[str, float]) -> float:

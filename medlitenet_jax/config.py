@@ -33,6 +33,18 @@ FREE_FIELDS = (
   ),
   *("eval.batch_size", "eval.tta", "eval.threshold", "eval.hysteresis_low", "eval.postprocess"),
   *("eval.review_below", "train.log_every_steps", "model.remat", "profile.", "benchmark."),
+  "train.max_skipped_in_a_row",
+)
+# Fields that a run may be resumed with other values of by --force: what was learned stays of use,
+# and what comes is learned otherwise, so that the run is no longer that of any one recipe. All
+# others are refused: the network, the precision and the seed make another state; the data, its
+# preprocessing and the size of a batch put other cases behind the saved position; accumulation
+# holds a half-done update; and eval.image_size would compare scores that are not of one kind.
+ODD_FIELDS = (
+  *("optim.learning_rate", "optim.final_learning_rate", "optim.warmup_updates"),
+  *("optim.weight_decay", "optim.clip_norm", "optim.ema_decay", "optim.ema_warmup"),
+  *("loss.", "augment.", "data.augment_on", "model.dropout"),
+  *("train.epochs", "train.max_steps", "train.image_sizes", "train.validate_every_epochs"),
 )
 # What fields that a run is older than were in effect; its other augmentations were off as well.
 BEFORE_THEM = {
@@ -45,6 +57,7 @@ BEFORE_THEM = {
   "data.split_seed": 0,
   "data.val_fraction": 0.1,
   "data.test_fraction": 0.1,
+  "train.max_skipped_in_a_row": 0,
 }
 # Fields that an evaluation may set anew.
 EVALUATION_FIELDS = (
@@ -126,6 +139,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
       "data.max_eval_images",
       "train.epochs",
       "train.max_steps",
+      "train.max_skipped_in_a_row",
       "optim.warmup_updates",
       "optim.weight_decay",
       "optim.final_learning_rate",

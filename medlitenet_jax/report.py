@@ -1,62 +1,112 @@
 """A run's figures on disk: JSON lines, TensorBoard events and tables."""
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def replace_file(path: Path, text: str) -> None:
   """Writes a text file that is whole at any instant: as it was, or as it will be."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  except OSError:  # a full disk needs no half-written file beside the old one
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 class MetricsLog:
   """Appends a run's figures to `metrics.jsonl` and to TensorBoard's events."""
 
-  def __init__(self, workdir: Path, resume_step: int):
+  def __init__(self, workdir: Path, resume_step: int, *, validated: bool = True):
     """Opens the log of a run.
 
     Args:
       workdir: folder of the run.
       resume_step: batches seen so far; lines past that come from batches that will be seen again
         and are dropped, as is a line that was cut off.
+      validated: whether the scores after that batch are known; if not, their line comes again.
+
+    Raises:
+      OSError: if the folder cannot be written.
     """
     self._path = workdir / METRICS_FILE
-    kept = [row for row in read_metrics(workdir) if row["step"] <= resume_step]
+    kept = [
+      row
+      for row in read_metrics(workdir)
+      if row["step"] < resume_step
+      or (row["step"] == resume_step and (validated or row["split"] != "val"))
+    ]
     replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a", buffering=1)
-    self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+    # Written by this thread: tensorboardX's own dies of a full disk and then blocks the loop. The
+    # process is in the name because two of them may start within a second.
+    self._events = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
+    start = SessionLog(status=SessionLog.START)
+    self._events.write_event(Event(step=resume_step + 1, session_log=start))
 
-  def write(self, *, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
+  def write(
+    self,
+    *,
+    step: int,
+    epoch: float,
+    split: str,
+    figures: Mapping[str, float],
+    case_ids: Sequence[str] = (),
+  ) -> None:
     """Adds a line.
 
     Args:
       step: batches seen.
       epoch: the same in epochs.
-      split: that the figures are of.
+      split: that the figures are of; "skipped" for a batch that was.
       figures: numbers by name; one that is not finite is written as null, for JSON has none.
+      case_ids: of a batch, where they matter.
+
+    Raises:
+      OSError: if the line cannot be written.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    row = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
-    self._file.write(json.dumps(row) + "\n")
-    for name, value in figures.items():
-      self._events.add_scalar(f"{split}/{name}", value, step)
+    row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
+    if case_ids:
+      row["case_ids"] = list(case_ids)
+    with named_errors(self._path):
+      self._file.write(json.dumps(row) + "\n")
+      for name, value in figures.items():
+        summary = scalar(f"{split}/{name}", value)
+        self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+      self._events.flush()
 
   def close(self) -> None:
     """Writes out what is buffered."""
-    self._file.close()
-    self._events.close()
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._events.close)
+      stack.callback(self._file.close)
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+  """Gives the errors of writing an open file, which name none, the name of that file."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,9 @@ from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
+from medlitenet_jax.skipped import SkippedBatches
 from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+from medlitenet_jax.stop import Stopped, stop_on_signals
 from medlitenet_jax.trace import profile_window
 from medlitenet_jax.workdir import open_workdir
 
@@ -214,7 +216,13 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
   )
 
 
-def validate(predict: Callable, variables, source: Source, config: ConfigDict) -> dict[str, float]:
+def validate(
+  predict: Callable,
+  variables,
+  source: Source,
+  config: ConfigDict,
+  stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
   """Mean scores of a network on a source by which checkpoints are selected.
 
   They are those of a plain evaluation: no test-time augmentation, no clean-up, threshold one half.
@@ -224,27 +232,35 @@ def validate(predict: Callable, variables, source: Source, config: ConfigDict) -
     variables: of the network, folded.
     source: the cases.
     config: resolved; `eval`, `data` and `preprocess` are used.
+    stopped: asked after each case; once it is true, the rest is left out.
 
   Returns:
-    The mean over cases of each name in `metrics.SCORES`.
+    The mean over cases of each name in `metrics.SCORES`; None if cases were left out.
   """
   maps = functools.partial(predict, [variables])
-  cases = predict_cases(maps, source, [config.eval.image_size], config)
-  rows = [plain_scores(probs, case.mask) for case, probs, _ in cases]
+  rows = []
+  for case, probs, _ in predict_cases(maps, source, [config.eval.image_size], config):
+    if stopped():
+      return None
+    rows.append(plain_scores(probs, case.mask))
   return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
   """Trains a network, or goes on where an earlier call stopped.
 
-  The order within the loop is fixed: draw, step, log, validate, save.
+  The order within the loop is fixed: draw, step, log, validate, save. SIGTERM and Ctrl-C are looked
+  at between batches; a validation that they cut short is made up for when the run goes on.
 
   Args:
     config: resolved.
     workdir: receives `config.json`, `metrics.jsonl`, `checkpoints/`, `figures/` and events.
+    force: whether the run may go on with other values of the fields in `config.ODD_FIELDS`.
 
   Raises:
-    InputError: if the data or the workdir cannot be used; nothing is overwritten.
+    InputError: if the data or the workdir cannot be used, nothing being overwritten; or if too many
+      batches in a row were not finite, the state being saved.
+    Stopped: if a signal ended the run early, the state being saved.
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
@@ -254,7 +270,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
   }
   cases = sources["train"]
   plan = create_plan(config.train, len(cases))
-  open_workdir(config, workdir, sources)
 
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   predict, fold = create_predict([(model, config.eval.image_size)]), jax.jit(fold_batch_norm)
@@ -263,18 +278,43 @@ def train(config: ConfigDict, workdir: Path) -> None:
   batches = create_train_batches(config, cases, plan)
   initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
   with contextlib.ExitStack() as stack:
+    stopped = stack.enter_context(stop_on_signals())
+    stack.enter_context(open_workdir(config, workdir, sources, force=force))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-    start = checkpoints.latest_step or 0
+    restored = checkpoints.resume(jax.eval_shape(initialise), batches)
+    state = jax.jit(initialise)() if restored is None else restored
+    start = seen = int(state.micro_step)
+    if start > plan.total_steps:
+      raise InputError(
+        f"{workdir}: has seen {start} batches, more than the {plan.total_steps} asked"
+      )
     if start:
-      state = checkpoints.restore(start, jax.eval_shape(initialise), batches)
       logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
-    else:
-      state = jax.jit(initialise)()
-    log = stack.enter_context(contextlib.closing(report.MetricsLog(workdir, resume_step=start)))
+    validated = bool(start and checkpoints.metrics(start))
+    log = stack.enter_context(
+      contextlib.closing(report.MetricsLog(workdir, resume_step=start, validated=validated))
+    )
     bar = stack.enter_context(
       tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
     )
     meter = Meter(config.train.batch_size)
+    skips = SkippedBatches(log, skipped=int(state.skipped), limit=config.train.max_skipped_in_a_row)
+
+    def epoch_at(step: int) -> float:
+      return step * config.train.batch_size / len(cases)
+
+    def validation_due(step: int) -> bool:
+      every = config.train.validate_every_epochs * plan.epoch_steps
+      return step == plan.total_steps or step % every == 0
+
+    def validate_at(step: int) -> dict[str, float] | None:
+      scores = validate(predict, fold(state.ema_variables), sources["val"], config, stopped)
+      if scores is not None:
+        log.write(step=step, epoch=epoch_at(step), split="val", figures=scores)
+        dice, iou = scores["dice"], scores["iou"]
+        bar.write(f"epoch {epoch_at(step):.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
+      meter.restart()
+      return scores
 
     def program() -> str:
       return step_fn.lower(state, batch).compile().as_text() or ""
@@ -286,32 +326,49 @@ def train(config: ConfigDict, workdir: Path) -> None:
       program=program,
     )
     at_step = stack.enter_context(window)
+    if start and not validated and validation_due(start):
+      scores = validate_at(start)
+      if scores is not None:
+        checkpoints.add_metrics(start, scores)
     for step in range(start + 1, plan.total_steps + 1):
+      if stopped() or skips.too_many:
+        break
       at_step(step - 1, state)
       batch = next(batches)
-      del batch["case_id"]
+      case_ids = batch.pop("case_id")
       meter.spent_on("waiting")
       state, figures = step_fn(state, batch)
+      seen = step
       meter.add(figures)
+      skips.add(step=step, epoch=epoch_at(step), case_ids=case_ids, figures=figures)
       bar.update()
 
-      last = step == plan.total_steps
-      epoch = step * config.train.batch_size / len(cases)
-      if last or step % config.train.log_every_steps == 0:
+      if step == plan.total_steps or step % config.train.log_every_steps == 0:
         means = meter.read()
         means["learning_rate"] = float(schedule(step // config.optim.accumulation))
         means["image_size"] = plan.image_size_at(step - 1)
-        log.write(step=step, epoch=epoch, split="train", figures=means)
+        log.write(step=step, epoch=epoch_at(step), split="train", figures=means)
         bar.set_postfix(
           loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
         )
         meter.spent_on("logging")
-      if last or step % (config.train.validate_every_epochs * plan.epoch_steps) == 0:
-        scores = validate(predict, fold(state.ema_variables), sources["val"], config)
-        log.write(step=step, epoch=epoch, split="val", figures=scores)
-        checkpoints.save(state, batches, scores)
-        bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")
-        meter.restart()
+      if validation_due(step):
+        skips.read()  # a checkpoint's batches are in the log before it is saved
+        checkpoints.save(state, batches, validate_at(step))
+    skips.read()
+    if seen and checkpoints.latest_step != seen:
+      checkpoints.save(state, batches)
+    if skips.too_many:
+      raise InputError(
+        f"{skips.describe()}; the parameters of before them are saved in {workdir}, and as many as "
+        "config.train.max_skipped_in_a_row ended the run"
+      )
+    unfinished = seen < plan.total_steps or not checkpoints.metrics(seen)
+    if stopped.signal is not None and unfinished:
+      raise Stopped(
+        stopped.signal,
+        f"after batch {seen} of {plan.total_steps}; the same command goes on from there",
+      )
     best_step = checkpoints.best_step
   curves = draw_curves(report.read_metrics(workdir), workdir)
   logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)

@@ -1,56 +1,124 @@
 """The folder of a run: made for a new one, checked before an old one goes on."""
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.checkpoint import CHECKPOINT_FOLDER
+from medlitenet_jax.checkpoint import whole_steps
 from medlitenet_jax.data.sources import Source
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.report import replace_file
+from medlitenet_jax.report import TEMPORARY_SUFFIX, replace_file
+
+logger = logging.getLogger(__name__)
 
 CASES_FILE = "cases.json"  # names of the cases of each split that the run reads
+LOCK_FILE = "lock"  # names the process that trains here; empty when there is none
+# What a run may have left that was killed before it wrote its configuration.
+BEFORE_CONFIG = {LOCK_FILE, config_lib.CONFIG_FILE + TEMPORARY_SUFFIX}
 
 
-def open_workdir(config: ConfigDict, workdir: Path, sources: Mapping[str, Source]) -> None:
+@contextlib.contextmanager
+def open_workdir(
+  config: ConfigDict, workdir: Path, sources: Mapping[str, Source], *, force: bool = False
+) -> Iterator[None]:
   """Makes the folder of a new run, or checks that the run in it is the one that is asked for.
 
-  Until its first checkpoint a run has nothing to lose, and its configuration is replaced.
+  The folder is this process's alone until the context ends; who only reads it need not ask. Until
+  its first checkpoint a run has nothing to lose, and its configuration is replaced.
 
   Args:
     config: resolved.
     workdir: the folder.
     sources: of the splits that training reads; their cases are part of what a run is.
+    force: whether fields in `ODD_FIELDS` may have other values than before.
+
+  Yields:
+    Nothing.
 
   Raises:
-    InputError: if the folder holds another run, or files but no run.
+    InputError: if the folder holds another run, or files but no run, or a run that is going on.
   """
   text = json.dumps({split: list(source.case_ids) for split, source in sources.items()}) + "\n"
   if not workdir.is_dir() and workdir.exists():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
-  if saved is not None and any((workdir / CHECKPOINT_FOLDER).glob("[0-9]*")):
+  steps = whole_steps(workdir)
+  changed: dict[str, tuple[Any, Any]] = {}
+  if saved is not None and steps:
     changed = config_lib.differences(config_lib.with_later_fields(saved, config), config)
-    if changed:
-      field, (old, new) = min(changed.items())
-      more = f" and {len(changed) - 1} more fields" if len(changed) > 1 else ""
-      raise InputError(
-        f"{workdir}: holds a run with config.{field}={old!r}, not {new!r}{more}; resume it with "
-        "its own configuration or choose another --workdir"
-      )
+    _refuse_changes(workdir, changed, force)
     if (workdir / CASES_FILE).read_text() != text:
       raise InputError(
         f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} is "
         "damaged; restore them or choose another --workdir"
       )
-  elif saved is None and workdir.is_dir() and any(workdir.iterdir()):
+  elif saved is None and workdir.is_dir() and set(os.listdir(workdir)) - BEFORE_CONFIG:
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.save(config, workdir)
-  replace_file(workdir / CASES_FILE, text)
+  with _locked(workdir):
+    if changed:
+      former = f"config.until_{steps[-1]}.json"
+      replace_file(workdir / former, (workdir / config_lib.CONFIG_FILE).read_text())
+      logger.warning("Going on with %s; as it was: %s.", _list(changed), workdir / former)
+    config_lib.save(config, workdir)
+    replace_file(workdir / CASES_FILE, text)
+    yield
+
+
+def _list(changed: Mapping[str, tuple[Any, Any]]) -> str:
+  values = sorted(changed.items())
+  return ", ".join(f"config.{field}={new!r} (was {old!r})" for field, (old, new) in values)
+
+
+def _refuse_changes(workdir: Path, changed: Mapping[str, tuple[Any, Any]], force: bool) -> None:
+  """Says field by field what is not as the run has it."""
+  fixed = sorted(field for field in changed if not field.startswith(config_lib.ODD_FIELDS))
+  if fixed:
+    names = ", ".join(f"config.{field}" for field in fixed)
+    raise InputError(
+      f"{workdir}: holds a run that {_list(changed)} would make another; {names} cannot change "
+      "within a run: resume it with its own configuration or choose another --workdir"
+    )
+  if changed and not force:
+    raise InputError(
+      f"{workdir}: holds a run without {_list(changed)}; resume it with its own configuration, "
+      "choose another --workdir, or go on with the new values by --force"
+    )
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+  """Keeps other runs out; the system lets go of the lock when this process ends, however it does.
+
+  The file stays, empty: removing it would let two runs lock two files of one name.
+  """
+  with (workdir / LOCK_FILE).open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      holder = file.read().strip() or "another process"
+      raise InputError(
+        f"{workdir}: {holder} is training in it; wait for its end or choose another --workdir"
+      ) from error
+    except OSError as error:  # some network file systems have no locks
+      logger.warning("%s: cannot be locked (%s); start no second run in it", workdir, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    try:
+      yield
+    finally:
+      file.truncate(0)
 
 
 def read_cases(workdir: Path) -> dict[str, list[str]]:
