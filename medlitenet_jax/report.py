@@ -85,7 +85,7 @@ class MetricsLog:
     row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
     if case_ids:
       row["case_ids"] = list(case_ids)
-    with named_errors(self._path):
+    with _named_errors(self._path):
       self._file.write(json.dumps(row) + "\n")
       for name, value in figures.items():
         summary = scalar(f"{split}/{name}", value)
@@ -94,19 +94,9 @@ class MetricsLog:
 
   def close(self) -> None:
     """Writes out what is buffered."""
-    with contextlib.ExitStack() as stack:
+    with _named_errors(self._path), contextlib.ExitStack() as stack:
       stack.callback(self._events.close)
       stack.callback(self._file.close)
-
-
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-  """Gives the errors of writing an open file, which name none, the name of that file."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or str(path)
-    raise
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -182,3 +172,13 @@ def _is_number(cell: str) -> bool:
   except ValueError:
     return False
   return True
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+  """Gives the errors of writing an open file, which name none, the name of that file."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise

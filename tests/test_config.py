@@ -262,7 +262,7 @@ def test_differences_notice_every_other_field():
   old = resolved()
   free = (
     *("data.root", "data.raw", "data.num_threads", "data.prefetch_batches"),
-    "train.log_every_steps",
+    *("train.log_every_steps", "train.max_skipped_in_a_row"),
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
     *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),
     *("model.remat", "benchmark."),

@@ -1,0 +1,21 @@
+"""Runs killed at any instant end bit for bit as one that was not; KILLS=100 kills as many."""
+
+import os
+import subprocess
+import sys
+
+from small_runs import ROOT
+
+
+def test_killed_runs_end_as_a_straight_one():
+  kills = os.environ.get("KILLS", "8")  # twenty take two minutes
+  done = subprocess.run(
+    [sys.executable, "-W", "ignore", str(ROOT / "tests" / "kill_runs.py"), f"--kills={kills}"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  last = done.stdout.splitlines()[-1]
+  assert last.startswith(f"{kills} kills (") and "all ended bit for bit" in last
+  assert " 0 left a half-written checkpoint" not in last
