@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install quickstart test lint bench requirements
+.PHONY: install quickstart test kill lint bench requirements
 
 # A virtual environment with everything that the other targets need.
 install: $(VENV)/.installed
@@ -20,6 +20,10 @@ quickstart: install
 # Two processes: most tests keep one core busy. A file stays in one, which shares what it compiled.
 test: install
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+
+# Kills a hundred runs of the reduced network at random instants, and compares how they end.
+kill: install
+	PYTHONPATH=. $(PY) -W ignore tests/kill_runs.py --kills=100 --network=reduced --precision=float32
 
 lint: install
 	$(PY) -m ruff check .

@@ -1,6 +1,6 @@
 """Kills short runs at random instants, resumes them, and compares their ends with a straight run's.
 
-    python tests/kill_runs.py --kills=100 --network=reduced
+    PYTHONPATH=. python tests/kill_runs.py --kills=100 --network=reduced
 
 Runs are forked from this process, which has imported everything but started nothing of JAX, so that
 a run costs no more than its own batches. A run that has been killed is started again, and killed
@@ -20,8 +20,6 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import jax
 import numpy as np
@@ -231,7 +229,7 @@ def main() -> int:
       return 1
   print(
     f"{deaths.total()} kills ({', '.join(f'{n} {name}' for name, n in sorted(deaths.items()))}; "
-    f"{half_written} left a half-written checkpoint) and {stopped} stops by SIGTERM in {runs} runs: "
+    f"{half_written} left a half-written checkpoint), {stopped} stops by SIGTERM, {runs} runs: "
     + ("some ended differently" if failed else "all ended bit for bit as the straight one")
   )
   if not failed:

@@ -1,4 +1,4 @@
-"""Numbers that go bad, in every precision: nothing of them is learned, and their cases are named."""
+"""Numbers that go bad, in every precision: nothing of them is learned, their cases are named."""
 
 import cv2
 import numpy as np

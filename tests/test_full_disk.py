@@ -1,4 +1,4 @@
-"""A full disk and a folder that may not be written: one line, status 2, the last checkpoint whole."""
+"""A full disk, a folder that may not be written: one line, status 2, the last checkpoint whole."""
 
 import sys
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_log_without_room_ends_the_run_and_room_lets_it_go_on(tmp_path, go_on,
 
   def write(self, *, step, **kwargs):
     if step == 5:
-      self._file = open("/dev/full", "a", buffering=1)
+      self._file = Path("/dev/full").open("a", buffering=1)
     original(self, step=step, **kwargs)
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as error:
@@ -131,7 +131,7 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, go_on):
 def test_a_file_that_cannot_be_replaced_stays(tmp_path):
   path = tmp_path / "config.json"
   replace_file(path, "old")
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
-    patch.setattr(Path, "write_text", lambda path, text: open("/dev/full", "w").write("x" * 10**6))
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    patch.setattr(Path, "write_text", lambda _, text: Path("/dev/full").write_bytes(text.encode()))
     replace_file(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

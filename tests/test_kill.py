@@ -13,6 +13,7 @@ def test_killed_runs_end_as_a_straight_one():
     [sys.executable, "-W", "ignore", str(ROOT / "tests" / "kill_runs.py"), f"--kills={kills}"],
     capture_output=True,
     text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Signals: the batch is finished, the state saved, and nothing is lost or done twice on resuming."""
+"""Signals: the batch is finished, the state saved; on resuming nothing is lost or done twice."""
 
 import contextlib
 import json
