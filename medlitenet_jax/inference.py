@@ -107,6 +107,11 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
   which = config.eval.checkpoint
   with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
     step = checkpoints.best_step if which == "best" else checkpoints.latest_step
+    if step is None and checkpoints.latest_step is not None:
+      raise InputError(
+        f"{workdir}: no checkpoint in it was validated yet; train on, or take the newest by "
+        "--config.eval.checkpoint=latest"
+      )
     if step is None:
       raise InputError(f"{workdir}: no checkpoint in it yet; train first")
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -128,6 +133,12 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
 
 def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path) -> list[float]:
   """Reads the weights of the members, or computes and stores them."""
+  for network in networks:
+    if "dice" not in network.origin["validation"]:
+      raise InputError(
+        f"{network.origin['run']}: its checkpoint after batch {network.origin['step']} has no "
+        "validation score to be weighted by; train on, or take the best one"
+      )
   members = [
     {"run": n.origin["run"], "step": n.origin["step"], "dice": n.origin["validation"]["dice"]}
     for n in networks

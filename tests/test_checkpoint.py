@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import shutil
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.checkpoint import HALF_WRITTEN, REMOVED, Checkpoints, whole_steps
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
@@ -177,6 +178,64 @@ def test_damaged_checkpoint_is_refused(tmp_path):
   with opened(tmp_path) as checkpoints, pytest.raises(InputError, match="checkpoints"):
     checkpoints.restore(1, shapes(), batches())
   gc.collect()
+
+
+@refused
+@pytest.mark.parametrize("part", ["state", "data", "_CHECKPOINT_METADATA", "metrics"])
+def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, caplog):
+  save(tmp_path, {1: 0.9, 2: 0.5})
+  damaged = tmp_path / "checkpoints" / "2" / part
+  for path in (damaged, *damaged.rglob("*")):
+    if path.is_file():
+      path.write_bytes(b"")  # as a power cut leaves it
+  with opened(tmp_path) as checkpoints:
+    restored = checkpoints.resume(shapes(), batches())
+    assert restored is not None
+    assert_identical(restored, at(1))
+    assert f"Passing over {tmp_path / 'checkpoints' / '2'}" in caplog.text
+    assert checkpoints.latest_step == 1
+    checkpoints.save(at(2), batches(), {"dice": 0.95})
+  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "2.damaged"}
+  gc.collect()
+
+
+@refused
+def test_none_that_can_be_read_is_refused_and_stays(tmp_path):
+  save(tmp_path, {1: 0.9, 2: 0.5})
+  with opened(tmp_path) as checkpoints, pytest.raises(InputError, match="/2: cannot be restored"):
+    checkpoints.resume(shapes(features=4), batches())
+  gc.collect()
+  assert whole_steps(tmp_path) == [1, 2]
+
+
+def test_half_written_and_half_deleted_are_named_and_cleared_away(tmp_path, caplog):
+  save(tmp_path, {1: 0.9})
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(folder / "1" / "state", folder / f"2{HALF_WRITTEN}" / "state")
+  shutil.copytree(folder / "1" / "state", folder / REMOVED / "0" / "state")
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert (checkpoints.latest_step, checkpoints.best_step) == (1, 1)
+  assert len(list(folder.iterdir())) == 3
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.latest_step == 1
+  assert f"Passing over {folder / '2'}{HALF_WRITTEN}, which is half-written" in caplog.text
+  assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+def test_one_saved_between_validations_is_newest_and_never_best(tmp_path):
+  data = batches()
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(at(1), data, {"dice": 0.4})
+    checkpoints.save(at(2), data)
+    assert (checkpoints.latest_step, checkpoints.best_step) == (2, 1)
+    assert checkpoints.metrics(2) == {}
+    checkpoints.add_metrics(2, {"dice": 0.6})
+    assert checkpoints.best_step == 2 and checkpoints.metrics(2) == {"dice": 0.6}
+    checkpoints.save(at(3), data)
+    checkpoints.save(at(4), data)
+  assert whole_steps(tmp_path) == [2, 4]
+  with opened(tmp_path, read_only=True) as checkpoints:
+    assert (checkpoints.latest_step, checkpoints.best_step) == (4, 2)
 
 
 def test_none_yet_and_nothing_created_for_a_reader(tmp_path):

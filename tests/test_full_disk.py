@@ -100,7 +100,7 @@ def test_a_log_without_room_ends_the_run_and_room_lets_it_go_on(tmp_path, go_on,
 
   def write(self, *, step, **kwargs):
     if step == 5:
-      self._file = Path("/dev/full").open("a", buffering=1)
+      self._file = Path("/dev/full").open("a", buffering=1)  # noqa: SIM115
     original(self, step=step, **kwargs)
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as error:
