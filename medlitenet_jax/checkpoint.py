@@ -58,6 +58,7 @@ class Checkpoints:
     """
     self._workdir = workdir
     self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
+    self._read_only = read_only
     if not read_only:
       self._pass_over_half_written()
     policy = checkpoint_managers.AnyPreservationPolicy(
@@ -225,6 +226,8 @@ class Checkpoints:
     logger.warning("Passing over %s, which is damaged (%s); kept as %s.", path, reason, aside.name)
 
   def _delete_removed(self) -> None:
+    if self._read_only:
+      return
     shutil.rmtree(self._folder / REMOVED, ignore_errors=True)
 
   @contextlib.contextmanager
