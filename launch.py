@@ -48,7 +48,10 @@ OUTPUT = flags.DEFINE_string(
 
 def refuse(reason: object) -> None:
   """Says in one line what is wrong and leaves with status 2."""
-  print(f"launch.py: error: {' '.join(str(reason).split())}", file=sys.stderr)
+  line = " ".join(str(reason).split())
+  # What a file's name or content brought along must not steer the terminal.
+  shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+  print(f"launch.py: error: {shown}", file=sys.stderr)
   sys.exit(2)
 
 
@@ -120,8 +123,10 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   import jax
 
   from medlitenet_jax.errors import InputError
+  from medlitenet_jax.files import refuse_links
 
   cache = set_up_cache()
+  refuse_links(workdir if mode in ("train", "evaluate") else output)
   inputs = [Path(name) for name in INPUT.value or ()]
   if mode in ("predict", "compare") and not inputs:
     raise InputError(f"--mode={mode} needs --input")
@@ -213,6 +218,8 @@ def main() -> None:
     refuse(error)
   except OSError as error:  # a full disk, a folder that may not be written
     refuse(f"{error.filename or workdir}: {error.strerror or error}")
+  except MemoryError:
+    refuse("not enough memory; set smaller sizes or batches, or fewer config.data.num_threads")
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)
