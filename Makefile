@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install quickstart test lint bench requirements
+.PHONY: install quickstart test fuzz lint bench requirements
 
 # A virtual environment with everything that the other targets need.
 install: $(VENV)/.installed
@@ -20,6 +20,10 @@ quickstart: install
 # Two processes: most tests keep one core busy. A file stays in one, which shares what it compiled.
 test: install
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+
+# Ten times the hostile and broken inputs that the tests try, and every hostile command line.
+fuzz: install
+	FUZZ_INPUTS=3000 $(PY) -m pytest tests/test_fuzz.py
 
 lint: install
 	$(PY) -m ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 ROOT = Path(__file__).resolve().parent
 MODES = {
@@ -73,13 +73,18 @@ def parse_flags() -> bool:
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not path.is_file():
       refuse(f"--config={path}: no such file; recipes lie in {BASE_RECIPE.parent.name}/")
-    CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
+    # A file that failed to load says so only when it is used.
+    if not isinstance(CONFIG.value, ConfigDict):
+      refuse(f"--config={path}: get_config() returns no ConfigDict")
   except (AttributeError, KeyError) as error:
     # The library's message comes quoted once or twice over.
     reason = str(error.args[0] if error.args else error).replace("\\n", " ")
     refuse("no such config field: " + reason.replace("\\", "").replace("'", ""))
-  except Exception as error:  # any other mistake in a flag, or in the user's file, ends here
-    refuse(str(error) or type(error).__name__)
+  except flags.Error as error:
+    refuse(error)
+  except Exception as error:  # whatever the user's file raises; it is Python, and was executed
+    recipe = next(arg for arg in sys.argv if arg.lstrip("-").startswith("config"))
+    refuse(f"{recipe}: {type(error).__name__}: {error}")
   if rest:
     refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
   return named

@@ -15,6 +15,8 @@ from medlitenet_jax.state import TrainState
 
 SELECTED_BY = "dice"  # the validation score that decides which checkpoint is best
 CHECKPOINT_FOLDER = "checkpoints"
+# What Orbax raises of damaged files.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError)
 
 
 class Checkpoints:
@@ -31,6 +33,9 @@ class Checkpoints:
     Args:
       workdir: folder of the run.
       read_only: whether nothing may be created or changed there.
+
+    Raises:
+      InputError: if the scores of a checkpoint are damaged.
     """
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
@@ -38,16 +43,20 @@ class Checkpoints:
         checkpoint_managers.BestN(get_metric_fn=_selecting_score, n=1),
       ]
     )
-    self._manager = ocp.CheckpointManager(
-      (workdir / CHECKPOINT_FOLDER).absolute(),
-      options=ocp.CheckpointManagerOptions(
-        best_fn=_selecting_score,
-        preservation_policy=None if read_only else policy,
-        read_only=read_only,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_selecting_score,
+      preservation_policy=None if read_only else policy,
+      read_only=read_only,
+      create=not read_only,
+      cleanup_tmp_directories=not read_only,
     )
+    folder = (workdir / CHECKPOINT_FOLDER).absolute()
+    try:
+      self._manager = ocp.CheckpointManager(folder, options=options)
+    except _DAMAGE as error:  # Orbax reads the scores of all checkpoints at once
+      raise InputError(
+        f"{folder}: cannot be opened ({_reason(error)}); remove the damaged checkpoint in it"
+      ) from error
 
   @property
   def latest_step(self) -> int | None:
@@ -125,17 +134,20 @@ class Checkpoints:
   def _restore(self, step: int, args: ocp.args.Composite):
     try:
       return self._manager.restore(step, args=args)["state"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except _DAMAGE as error:
       raise InputError(
-        f"{self._manager.directory}/{step}: cannot be restored ({reason}); remove that folder to "
-        "go on from another checkpoint, or start a new run in another --workdir"
+        f"{self._manager.directory}/{step}: cannot be restored ({_reason(error)}); remove that "
+        "folder to go on from another checkpoint, or start a new run in another --workdir"
       ) from error
 
   def close(self) -> None:
     """Waits for what is still being saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _selecting_score(metrics: Mapping[str, float]) -> float:

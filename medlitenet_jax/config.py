@@ -71,9 +71,12 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   config = ConfigDict(_lists_to_tuples(tree))
   try:
     return _resolved(config, platform)
-  except (KeyError, AttributeError) as error:
+  except (KeyError, AttributeError, TypeError) as error:
     reason = str(error.args[0] if error.args else error).splitlines()[0]
-    raise InputError(f"the configuration lacks a field: {reason}; see configs/base.py") from error
+    raise InputError(
+      f"the configuration lacks a field or has one of another type ({reason}); configs/base.py has "
+      "all of them"
+    ) from error
 
 
 def _resolved(config: ConfigDict, platform: str) -> ConfigDict:

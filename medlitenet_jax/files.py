@@ -11,7 +11,7 @@ from typing import Any
 
 from medlitenet_jax.errors import InputError
 
-MAX_BYTES = 512 * 2**20  # of a picture's file: 150 million uncompressed pixels of 24 bits fit
+MAX_BYTES = 512 * 2**20  # of a picture's file: 120 million uncompressed pixels of 32 bits fit
 MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file: half a million cases fit
 
 

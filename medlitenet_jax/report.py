@@ -157,10 +157,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:
   """The row with `TEXT_MARK` before what is text but begins as a formula, or as the mark."""
   starts = (*FORMULA_STARTS, TEXT_MARK)
-  return {
-    name: TEXT_MARK + cell if isinstance(cell, str) and cell.startswith(starts) else cell
-    for name, cell in row.items()
-  }
+
+  def marked(cell: Any) -> Any:
+    if not isinstance(cell, str):
+      return cell
+    # The module leaves a carriage return without quotes, and reads it as the end of the row.
+    return (TEXT_MARK if cell.startswith(starts) else "") + cell.replace("\r", " ")
+
+  return {name: marked(cell) for name, cell in row.items()}
 
 
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def _walk(archive: Path) -> Iterator[tuple[str, Reader]]:
     return read
 
   for member in packed.infolist():
-    if not member.is_dir():
+    if member.filename and not member.is_dir():
       yield Path(member.filename).stem, reader(member)
 
 

@@ -15,9 +15,9 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-# Of a photograph; a small file can claim to be larger than the memory. Those of 16 bits take twice
-# the memory and are decoded twice.
-MAX_PIXELS, MAX_WIDE_PIXELS = 150_000_000, 50_000_000
+# Of a photograph; a small file can claim to be larger than the memory, and none takes 2 GiB. A
+# fourth channel, or transparency, takes more of it, and 16 bits are decoded twice.
+MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
@@ -98,7 +98,10 @@ def _refusing(path: Path):
 
 
 def _refuse_huge(path: Path, image: ImageFile.ImageFile) -> None:
-  most = MAX_WIDE_PIXELS if wide_pixels.is_wide(image) else MAX_PIXELS
+  deep = image.has_transparency_data or len(image.getbands()) > 3
+  most = MAX_DEEP_PIXELS if deep else MAX_PIXELS
+  if wide_pixels.is_wide(image):
+    most = MAX_WIDE_PIXELS
   if image.width * image.height > most:
     raise InputError(
       f"{path}: {image.width}x{image.height} pixels are more than the {most:,} that are read; "
@@ -126,7 +129,7 @@ def image_size(path: Path) -> tuple[int, int]:
     width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
     # Asking a PNG that has none for its EXIF data would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
-    turned = turned and image.getexif().get(_ORIENTATION, 1) >= 5
+    turned = turned and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
