@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install quickstart test kill lint bench requirements
+.PHONY: install quickstart test kill fuzz lint bench requirements
 
 # A virtual environment with everything that the other targets need.
 install: $(VENV)/.installed
@@ -24,6 +24,10 @@ test: install
 # Kills a hundred runs of the reduced network at random instants, and compares how they end.
 kill: install
 	PYTHONPATH=. $(PY) -W ignore tests/kill_runs.py --kills=100 --network=reduced --precision=float32
+
+# Ten times the hostile and broken inputs that the tests try, and every hostile command line.
+fuzz: install
+	FUZZ_INPUTS=3000 $(PY) -m pytest tests/test_fuzz.py
 
 lint: install
 	$(PY) -m ruff check .

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 ROOT = Path(__file__).resolve().parent
 MODES = {
@@ -52,7 +52,10 @@ OUTPUT = flags.DEFINE_string(
 
 def refuse(reason: object) -> None:
   """Says in one line what is wrong and leaves with status 2."""
-  print(f"launch.py: error: {' '.join(str(reason).split())}", file=sys.stderr)
+  line = " ".join(str(reason).split())
+  # What a file's name or content brought along must not steer the terminal.
+  shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+  print(f"launch.py: error: {shown}", file=sys.stderr)
   sys.exit(2)
 
 
@@ -74,13 +77,18 @@ def parse_flags() -> bool:
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not path.is_file():
       refuse(f"--config={path}: no such file; recipes lie in {BASE_RECIPE.parent.name}/")
-    CONFIG.value.to_dict()  # a file that failed to load says so only when it is used
+    # A file that failed to load says so only when it is used.
+    if not isinstance(CONFIG.value, ConfigDict):
+      refuse(f"--config={path}: get_config() returns no ConfigDict")
   except (AttributeError, KeyError) as error:
     # The library's message comes quoted once or twice over.
     reason = str(error.args[0] if error.args else error).replace("\\n", " ")
     refuse("no such config field: " + reason.replace("\\", "").replace("'", ""))
-  except Exception as error:  # any other mistake in a flag, or in the user's file, ends here
-    refuse(str(error) or type(error).__name__)
+  except flags.Error as error:
+    refuse(error)
+  except Exception as error:  # whatever the user's file raises; it is Python, and was executed
+    recipe = next(arg for arg in sys.argv if arg.lstrip("-").startswith("config"))
+    refuse(f"{recipe}: {type(error).__name__}: {error}")
   if rest:
     refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
   return named
@@ -135,8 +143,10 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   import jax
 
   from medlitenet_jax.errors import InputError
+  from medlitenet_jax.files import refuse_links
 
   cache = set_up_cache()
+  refuse_links(workdir if mode in ("train", "evaluate") else output)
   inputs = [Path(name) for name in INPUT.value or ()]
   if mode in ("predict", "compare") and not inputs:
     raise InputError(f"--mode={mode} needs --input")
@@ -233,6 +243,8 @@ def main() -> None:
   except Stopped as stopped:
     print(f"launch.py: {stopped}", file=sys.stderr)
     sys.exit(128 + stopped.signal)
+  except MemoryError:
+    refuse("not enough memory; set smaller sizes or batches, or fewer config.data.num_threads")
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)

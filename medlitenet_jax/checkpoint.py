@@ -26,6 +26,8 @@ CHECKPOINT_FOLDER = "checkpoints"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # Orbax writes under this ending and renames what is whole
 REMOVED = "removed"  # subfolder that a checkpoint is moved to before its files are deleted
 METRICS = "metrics"  # subfolder of a checkpoint, and the file in it, where Orbax keeps the scores
+# What Orbax raises of damaged files.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError)
 
 
 def whole_steps(workdir: Path) -> list[int]:
@@ -54,7 +56,7 @@ class Checkpoints:
       read_only: whether nothing may be created or changed there.
 
     Raises:
-      InputError: if the scores of a checkpoint cannot be read.
+      InputError: if the scores of a checkpoint are damaged.
     """
     self._workdir = workdir
     self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
@@ -75,11 +77,14 @@ class Checkpoints:
       read_only=read_only,
       create=not read_only,
       todelete_subdir=REMOVED,
+      cleanup_tmp_directories=not read_only,
     )
     try:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
-    except (ValueError, KeyError) as error:
-      raise InputError(f"{self._folder}: cannot be read ({_reason(error)})") from error
+    except _DAMAGE as error:  # Orbax reads the scores of all checkpoints at once
+      raise InputError(
+        f"{self._folder}: cannot be opened ({_reason(error)}); remove the damaged checkpoint in it"
+      ) from error
 
   @property
   def latest_step(self) -> int | None:
@@ -200,7 +205,7 @@ class Checkpoints:
   def _restore(self, step: int, args: ocp.args.Composite):
     try:
       return self._manager.restore(step, args=args)["state"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except _DAMAGE as error:
       raise InputError(
         f"{self._manager.directory}/{step}: cannot be restored ({_reason(error)}); remove that "
         "folder to go on from another checkpoint, or start a new run in another --workdir"

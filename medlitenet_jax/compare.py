@@ -22,6 +22,7 @@ from medlitenet_jax.figures import (
   draw_side_by_side,
   outlined,
 )
+from medlitenet_jax.files import read_json
 from medlitenet_jax.html_page import Html, html_table, join, page, picture, svg, tag
 from medlitenet_jax.statistics import holm, paired_difference
 
@@ -128,22 +129,28 @@ def read_evaluations(inputs: Sequence[Path]) -> list[Evaluation]:
   evaluations = []
   for name, folder in zip(names, folders, strict=True):
     try:
-      summary = json.loads((folder / SUMMARY_FILE).read_text())
+      summary = read_json(folder / SUMMARY_FILE)
       rows = report.read_csv(folder / CASES_FILE)
       cases = {row["case_id"]: row for row in rows}
       protocol = summary["protocol"]
-    except (OSError, ValueError, KeyError) as error:
+      digest = protocol["split_hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
       raise InputError(f"{folder}: not a whole evaluation ({error}); evaluate again") from error
     missing = {*TESTED} - rows[0].keys() if rows else {*TESTED}
     if missing:
       raise InputError(
         f"{folder}: {CASES_FILE} has no {sorted(missing)[0]}; evaluate again with this version"
       )
-    evaluations.append(Evaluation(name, folder, summary, cases))
+    evaluation = Evaluation(name, folder, summary, cases)
+    try:
+      _results_row(evaluation)
+      for score in TESTED:
+        evaluation.column(score)
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(f"{folder}: not a whole evaluation ({error}); evaluate again") from error
+    evaluations.append(evaluation)
     other = evaluations[0]
-    if cases.keys() != other.cases.keys() or (
-      protocol["split_hash"] != other.summary["protocol"]["split_hash"]
-    ):
+    if cases.keys() != other.cases.keys() or digest != other.summary["protocol"]["split_hash"]:
       raise InputError(
         f"{folder}: is of other cases than {other.folder}; only evaluations of the same cases "
         "compare"
@@ -207,29 +214,27 @@ def _tests(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 def _results_table(evaluations: Sequence[Evaluation]):
   """A row an evaluation, with its protocol and the command that made it."""
+  columns = ("evaluation", "Dice", "IoU", "threshold Jaccard", "HD95, px", "protocol", "command")
+  return columns, [_results_row(evaluation) for evaluation in evaluations]
 
+
+def _results_row(e: Evaluation) -> tuple[str, ...]:
   def cell(score):
     low, high = score["ci95"] or (float("nan"),) * 2
     return f"{score['mean']:.3f} ± {score['std']:.3f} ({low:.3f} to {high:.3f})"
 
-  columns = ("evaluation", "Dice", "IoU", "threshold Jaccard", "HD95, px", "protocol", "command")
-  rows = []
-  for e in evaluations:
-    p, hd95 = e.summary["protocol"], e.summary["boundary"]["hd95"]
-    protocol = (
-      f"{p['split']} ({e.summary['cases']} cases, {p['split_hash']}), per image at "
-      f"{p['scored_at']}, network {p['network_size']} px, TTA {p['test_time_augmentation']}, "
-      f"threshold {p['threshold']:g}, clean-up {', '.join(p['postprocessing']) or 'none'}"
-    )
-    rows.append(
-      (
-        *(e.name, cell(e.summary["dice"]), cell(e.summary["iou"])),
-        cell(e.summary["threshold_jaccard"]),
-        "-" if hd95["mean"] is None else f"{hd95['mean']:.1f}",
-        *(protocol, f"`{p['command']}`"),
-      )
-    )
-  return columns, rows
+  p, hd95 = e.summary["protocol"], e.summary["boundary"]["hd95"]
+  protocol = (
+    f"{p['split']} ({e.summary['cases']} cases, {p['split_hash']}), per image at "
+    f"{p['scored_at']}, network {p['network_size']} px, TTA {p['test_time_augmentation']}, "
+    f"threshold {p['threshold']:g}, clean-up {', '.join(p['postprocessing']) or 'none'}"
+  )
+  return (
+    *(e.name, cell(e.summary["dice"]), cell(e.summary["iou"])),
+    cell(e.summary["threshold_jaccard"]),
+    "-" if hd95["mean"] is None else f"{hd95['mean']:.1f}",
+    *(protocol, f"`{p['command']}`"),
+  )
 
 
 def _tests_table(tests: Sequence[Mapping[str, Any]]):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.device_augment import ON_HOST, refuse_undrawable
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_json
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
 from medlitenet_jax.postprocess import STEPS
@@ -80,6 +82,17 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   """
   tree = config.copy_and_resolve_references().to_dict()
   config = ConfigDict(_lists_to_tuples(tree))
+  try:
+    return _resolved(config, platform)
+  except (KeyError, AttributeError, TypeError) as error:
+    reason = str(error.args[0] if error.args else error).splitlines()[0]
+    raise InputError(
+      f"the configuration lacks a field or has one of another type ({reason}); configs/base.py has "
+      "all of them"
+    ) from error
+
+
+def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
   if config.precision == "auto":
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   for field, value in resolve_model(config.model.to_dict()).items():
@@ -109,11 +122,15 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
 def _check_sizes(field: str, sizes) -> None:
   if not sizes:
     raise InputError(f"config.{field} is empty; give it at least one size")
+  if not isinstance(sizes, tuple):
+    raise InputError(f"config.{field} takes a tuple as (256, 384), not {sizes!r}")
   for size in sizes:
     try:
       check_image_size(size, size)
     except ValueError as error:
       raise InputError(f"config.{field}: {error}") from error
+    if size > MOST_PIXELS:
+      raise InputError(f"config.{field} takes at most {MOST_PIXELS} pixels, not {size}")
 
 
 _RULES: dict[str, list[tuple[str, Any]]] = {
@@ -181,13 +198,50 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
 }
 
 
+MOST_PIXELS = 8192  # a side; beyond it the sums over pixels in float32 are no longer exact
+# What fits no memory, or no counter of 32 bits.
+_MOST = {
+  "seed": 2**32 - 1,
+  "data.num_threads": 1024,
+  "data.prefetch_batches": 1024,
+  "data.working_size": MOST_PIXELS,
+  "data.synthetic.image_size": MOST_PIXELS,
+  # More would draw the same pictures for two splits.
+  "data.synthetic.num_train": 1_000_000,
+  "data.synthetic.num_val": 1_000_000,
+  "data.synthetic.num_test": 1_000_000,
+  "train.batch_size": 65_536,
+  "eval.batch_size": 65_536,
+  "train.epochs": 1_000_000,
+  "train.max_steps": 2**31 - 1,
+  "optim.accumulation": 2**20,
+  "optim.warmup_updates": 2**31 - 1,
+  "loss.boundary_width": MOST_PIXELS,
+}
+
+
+def _holds(rule, value) -> bool:
+  """Whether a value keeps a rule; one of another type does not."""
+  try:
+    return bool(rule(value))
+  except (TypeError, ValueError, OverflowError):
+    return False
+
+
 def _check(config: ConfigDict) -> None:
   """Refuses values that no run can be made of, naming the field."""
   values = dict(flatten(config))
   for takes, rules in _RULES.items():
     for field, holds in rules:
-      if not holds(values[field]):
-        raise InputError(f"config.{field} {takes}, not {values[field]!r}")
+      if not _holds(holds, values[field]):
+        raise InputError(f"config.{field} {takes}, not {values[field]!r:.80}")
+  for field, most in _MOST.items():
+    if not _holds(lambda v, most=most: v <= most, values[field]):
+      raise InputError(f"config.{field} takes at most {most}, not {values[field]!r:.80}")
+  for field, value in values.items():
+    numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+      raise InputError(f"config.{field} takes finite numbers, not {value!r:.80}")
   if config.eval.threshold and config.eval.hysteresis_low >= config.eval.threshold:
     raise InputError(
       f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under "
@@ -232,12 +286,35 @@ def with_later_fields(saved: ConfigDict, recipe: ConfigDict) -> ConfigDict:
 
   Returns:
     A copy, not locked.
+
+  Raises:
+    InputError: if a value is of another type than the recipe's, or a section of fields is none.
   """
   known, later = dict(flatten(saved)), dict(BEFORE_THEM)
   for field, value in flatten(recipe):
+    if field in known and not _same_type(known[field], value):
+      raise InputError(
+        f"{CONFIG_FILE} of the workdir: config.{field} is {known[field]!r:.80}, which it cannot "
+        "be; restore the file"
+      )
     if field.startswith("augment."):
       later[field] = 0.0 if field.endswith("_probability") else value
-  return _with_fields(saved, {field: value for field, value in later.items() if field not in known})
+  missing = {field: value for field, value in later.items() if field not in known}
+  try:
+    return _with_fields(saved, missing)
+  except (AttributeError, TypeError) as error:
+    raise InputError(
+      f"{CONFIG_FILE} of the workdir is not as it was written ({error}); restore the file"
+    ) from error
+
+
+def _same_type(value: Any, like: Any) -> bool:
+  """Whether a value can stand where another does; where that is None anything can."""
+  if like is None or value is None:
+    return True
+  if isinstance(like, float):
+    return type(value) in (int, float)
+  return type(value) is type(like)
 
 
 def _with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
@@ -340,7 +417,7 @@ def load(workdir: Path) -> ConfigDict:
   """
   path = workdir / CONFIG_FILE
   try:
-    tree = json.loads(path.read_text())
+    tree = read_json(path)
   except OSError as error:
     raise InputError(f"{path}: cannot be read; --workdir must name a folder of a run") from error
   except ValueError as error:

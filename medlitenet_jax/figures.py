@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is no formula
 
 TRUTH_COLOR, PREDICTION_COLOR = (0, 230, 118), (255, 214, 0)  # RGB: told apart by the colour-blind
 
@@ -56,15 +59,15 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
     for label, points, name in lines:
       marker = "." if len(points) < 50 else None
       x = [row["epoch"] for row in points]
-      y = [np.nan if row[name] is None else row[name] for row in points]
+      y = [np.nan if row.get(name) is None else row[name] for row in points]
       color = "tab:blue" if label.startswith("train") else "tab:orange"
       panel.plot(x, y, label=label, marker=marker, color=color, linewidth=1.3)
     panel.set(title=title, xlabel="epoch")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
-  sizes = [row["image_size"] for row in train]
+  sizes = [row.get("image_size") for row in train]
   for before, after, row in zip(sizes, sizes[1:], train[1:], strict=False):
-    if before != after:
+    if before != after and after is not None:
       panels[0].axvline(row["epoch"], color="grey", linestyle=":", linewidth=1)
       panels[0].annotate(f"{after:g} px", (row["epoch"], panels[0].get_ylim()[1]), va="top")
   path = workdir / "figures" / "curves.png"
@@ -174,7 +177,7 @@ def draw_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
   )
   for panel, (title, split, name) in zip(panels, curves, strict=True):
     for run, rows in runs.items():
-      points = [row for row in rows if row["split"] == split and row[name] is not None]
+      points = [row for row in rows if row["split"] == split and row.get(name) is not None]
       panel.plot([r["epoch"] for r in points], [r[name] for r in points], label=run, linewidth=1.3)
     panel.set(title=title, xlabel="epoch")
     panel.grid(alpha=0.3)

@@ -20,6 +20,7 @@ from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import Photographs, Source, split_hash
 from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_json
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
@@ -146,12 +147,13 @@ def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path)
   path = workdir / ENSEMBLE_FILE
   if path.exists():
     try:
-      stored = json.loads(path.read_text())
+      stored = read_json(path)
       known = [{name: m[name] for name in members[0]} for m in stored["members"]]
       weights = [float(m["weight"]) for m in stored["members"]]
-    except (ValueError, KeyError, TypeError) as error:
+      known_hash = stored.get("val_hash")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{path}: not a list of members; remove it to have it made anew") from error
-    if known != members or stored.get("val_hash") != val_hash:
+    if known != members or known_hash != val_hash:
       raise InputError(
         f"{path}: was computed for other members or checkpoints; remove it to weight these anew, "
         "or choose another --workdir"

@@ -20,7 +20,7 @@ def create_schedule(
     A function from updates done to the learning rate.
   """
   return optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if min(warmup_updates, total_updates // 10) else learning_rate,
+    init_value=0.0,
     peak_value=learning_rate,
     warmup_steps=min(warmup_updates, total_updates // 10),
     decay_steps=max(total_updates, 1),

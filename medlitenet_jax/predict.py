@@ -1,5 +1,6 @@
 """Prediction: masks, outlines, uncertainty and measurements of anyone's photographs."""
 
+import collections
 import dataclasses
 import json
 import logging
@@ -17,6 +18,7 @@ from medlitenet_jax.data.image_files import (
   IMAGE_SUFFIXES,
   find_images,
   read_image,
+  refuse_name,
   write_color,
   write_grey,
   write_mask,
@@ -26,6 +28,7 @@ from medlitenet_jax.data.sources import MASK_SUFFIX
 from medlitenet_jax.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import PREDICTION_COLOR, outlined
+from medlitenet_jax.files import read_json
 from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
 from medlitenet_jax.measure import measure_lesion
 from medlitenet_jax.postprocess import mask_stages
@@ -116,10 +119,18 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
         f"{', '.join(IMAGE_SUFFIXES)}"
       )
     else:
+      refuse_name(given)
       paths = [given]
     for path in paths:
       if found.setdefault(path.stem, path) != path:
         raise InputError(f"{path}: {found[path.stem]} has the same name; predict them one by one")
+  folded = collections.Counter(name.casefold() for name in found)
+  if alike := sum(count for count in folded.values() if count > 1):
+    logger.warning(
+      "%d photographs have names that differ in case only; some systems take the results of such "
+      "for one file",
+      alike,
+    )
   return list(found.values())
 
 
@@ -145,7 +156,7 @@ def predict(
     InputError: if nothing can be predicted, if `output` was made with other settings, and, once
       all others are done, if a photograph could not be read.
   """
-  if mm_per_pixel is not None and not mm_per_pixel > 0:
+  if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
     raise InputError(f"--mm_per_pixel is {mm_per_pixel!r}; it takes a number above 0")
   paths = find_photographs(inputs)
   networks = load_networks(config, workdir)
@@ -212,14 +223,14 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     raise InputError(f"{output}: is a file; choose another --output")
   if path.exists():
     try:
-      saved = json.loads(path.read_text())
-    except ValueError as error:
-      raise InputError(f"{path}: not JSON ({error}); choose another --output") from error
+      saved = dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+      raise InputError(f"{path}: no settings ({error}); choose another --output") from error
     changed = [name for name in settings if saved.get(name) != settings[name]]
     if changed:
       name = changed[0]
       raise InputError(
-        f"{output}: was made with {name}={saved.get(name)!r}, not {settings[name]!r}; choose "
+        f"{output}: was made with {name}={saved.get(name)!r:.100}, not {settings[name]!r}; choose "
         "another --output"
       )
   elif output.is_dir() and any(output.iterdir()):
@@ -230,7 +241,17 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
   rows = report.read_csv(output / MEASUREMENTS_FILE)
   if rows:  # without a last one that was cut off
     report.write_csv(output / MEASUREMENTS_FILE, rows)
-  return {row["case_id"]: row for row in rows}
+  else:
+    (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
+  try:
+    for row in rows:
+      float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"]), row["photograph"]
+    return {row["case_id"]: row for row in rows}
+  except (KeyError, ValueError) as error:
+    raise InputError(
+      f"{output / MEASUREMENTS_FILE}: not as predict wrote it ({error}); restore it, or choose "
+      "another --output"
+    ) from error
 
 
 def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import os
 import time
@@ -15,15 +16,23 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_text
+
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
 TEMPORARY_SUFFIX = ".tmp"
+# What makes a spreadsheet take a cell for a formula, and the mark that keeps it from doing so.
+FORMULA_STARTS, TEXT_MARK = ("=", "+", "-", "@", "\t", "\r"), "'"
 
 
 def replace_file(path: Path, text: str) -> None:
   """Writes a text file that is whole at any instant: as it was, or as it will be."""
   temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+  temporary.unlink(missing_ok=True)  # a link, or one file with that of another folder, is let go
   try:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
   except OSError:  # a full disk needs no half-written file beside the old one
     temporary.unlink(missing_ok=True)
@@ -100,15 +109,45 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """Reads the whole lines of `metrics.jsonl`; an empty list where there is no file."""
+  """Reads the whole lines of `metrics.jsonl` and counts the others in a warning.
+
+  Args:
+    workdir: folder of a run.
+
+  Returns:
+    A mapping a line, each with a whole number `step` and a text `split`; none without a file.
+
+  Raises:
+    InputError: if the file is no text.
+  """
   path = workdir / METRICS_FILE
-  rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      rows.append(json.loads(line))
-    except ValueError:  # cut off while it was written
-      continue
+  if not path.exists():
+    return []
+  try:
+    lines = read_text(path).splitlines()
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read ({error}); restore or remove it") from error
+  rows = [row for line in lines if (row := _metrics_row(line)) is not None]
+  if len(rows) < len(lines):  # cut off while it was written, or damaged since
+    logger.warning("%s: left out %d damaged lines", path, len(lines) - len(rows))
   return rows
+
+
+def _metrics_row(line: str) -> dict[str, Any] | None:
+  """What a line says; None where it is not one that `MetricsLog` writes."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(row, dict) or not isinstance(row.get("split"), str):
+    return None
+  figures = [value for name, value in row.items() if name != "split"]
+  whole = type(row.get("step")) is int and all(_is_figure(value) for value in figures)
+  return row if whole and _is_figure(row.get("epoch")) and row.get("epoch") is not None else None
+
+
+def _is_figure(value: Any) -> bool:
+  return value is None or type(value) in (int, float)
 
 
 def write_csv(
@@ -118,32 +157,64 @@ def write_csv(
 
   Args:
     path: of the file, which is whole at any instant.
-    rows: mappings of the same names.
+    rows: mappings of the same names; a text that a spreadsheet would take for a formula gets a `'`
+      before it, which `read_csv` takes away again.
     columns: the names, for when there may be no row.
   """
   text = io.StringIO()
   writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
   writer.writeheader()
-  writer.writerows(rows)
+  writer.writerows(map(_as_text, rows))
   replace_file(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-  """Reads the rows of a CSV file but for a last one that was cut off; none without a file."""
+  """Reads a CSV file that `write_csv` or `append_csv` wrote.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    The rows but for a last one that was cut off; none without a file.
+
+  Raises:
+    InputError: if the file is no such table.
+  """
   if not path.exists():
     return []
-  text = path.read_bytes().decode()
-  return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+  try:
+    text = read_text(path)
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    rows = list(csv.DictReader(whole, strict=True))
+  except (OSError, ValueError, csv.Error) as error:
+    raise InputError(f"{path}: cannot be read ({error}); restore or remove it") from error
+  for number, row in enumerate(rows, 1):
+    if None in row or None in row.values():
+      raise InputError(f"{path}: row {number} has more or fewer cells than columns; restore it")
+  return [{name: cell.removeprefix(TEXT_MARK) for name, cell in row.items()} for row in rows]
+
+
+def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:
+  """The row with `TEXT_MARK` before what is text but begins as a formula, or as the mark."""
+  starts = (*FORMULA_STARTS, TEXT_MARK)
+
+  def marked(cell: Any) -> Any:
+    if not isinstance(cell, str):
+      return cell
+    # The module leaves a carriage return without quotes, and reads it as the end of the row.
+    return (TEXT_MARK if cell.startswith(starts) else "") + cell.replace("\r", " ")
+
+  return {name: marked(cell) for name, cell in row.items()}
 
 
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:
   """Adds a row to a CSV file of its columns, which is begun where there is none."""
   new = not path.exists()
-  with path.open("a", newline="") as file:
+  with path.open("a", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
     if new:
       writer.writeheader()
-    writer.writerow(row)
+    writer.writerow(_as_text(row))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

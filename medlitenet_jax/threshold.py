@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from medlitenet_jax.data.sources import create_source, split_hash
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_json
 from medlitenet_jax.inference import Network, predict_cases
 from medlitenet_jax.metrics import Confusion, scores_from_counts
 from medlitenet_jax.postprocess import PLAIN_THRESHOLD
@@ -98,8 +99,10 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
   """
   path = workdir / THRESHOLD_FILE
   try:
-    record = json.loads(path.read_text())
+    record = read_json(path)
     threshold, made_by = float(record["threshold"]), record["made_by"]
+    if not 0 < threshold < 1:
+      raise ValueError("not between 0 and 1")
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{path}: holds no threshold, which config.eval.threshold=0 asks for; evaluate with that "

@@ -16,6 +16,7 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.checkpoint import whole_steps
 from medlitenet_jax.data.sources import Source
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_json
 from medlitenet_jax.report import TEMPORARY_SUFFIX, replace_file
 
 logger = logging.getLogger(__name__)
@@ -135,8 +136,11 @@ def read_cases(workdir: Path) -> dict[str, list[str]]:
   """
   path = workdir / CASES_FILE
   try:
-    cases = json.loads(path.read_text())
-    return {split: list(cases[split]) for split in ("train", "val")}
+    cases = read_json(path)
+    names = {split: list(cases[split]) for split in ("train", "val")}
+    if not all(isinstance(name, str) for split in names.values() for name in split):
+      raise TypeError("a name is not text")
+    return names
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{path}: does not name the cases of the run ({error}); restore it, for without it no score "

@@ -167,7 +167,32 @@ BAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_VALUES.items())
+# What fits no memory or counter, is no number, or would draw one picture for two splits.
+ABSURD_VALUES = {
+  "seed": 2**32,
+  "data__num_threads": 10**6,
+  "data__prefetch_batches": 10**6,
+  "data__working_size": 10**6,
+  "data__synthetic__image_size": 10**6,
+  "data__synthetic__num_train": 1_000_001,
+  "train__batch_size": 10**12,
+  "train__image_sizes": (3_200_000,),
+  "train__max_steps": 2**31,
+  "train__epochs": 10**9,
+  "eval__batch_size": 10**12,
+  "eval__image_size": 3_200_000,
+  "eval__review_below": float("nan"),
+  "optim__learning_rate": float("inf"),
+  "optim__accumulation": 10**9,
+  "optim__warmup_updates": 2**31,
+  "loss__bce_weight": float("inf"),
+  "loss__boundary_width": 10**9,
+  "augment__elastic_grid": 10**6,
+  "augment__clahe_tiles": 10**6,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*BAD_VALUES.items(), *ABSURD_VALUES.items()])
 def test_bad_value_names_its_field(name, value):
   with pytest.raises(InputError) as error:
     resolve(with_fields(get_config(), **{name: value}), "cpu")

@@ -113,3 +113,17 @@ def test_preview_draws_the_sheet(tmp_path, capsys):
   preview(resolve(config, "cpu"), tmp_path)
   assert str(tmp_path / "augmentations.png") in capsys.readouterr().out
   assert cv2.imread(str(tmp_path / "augmentations.png")).std() > 5
+
+
+def test_a_name_is_never_taken_for_a_formula(tmp_path):
+  image, mask = np.full((60, 60, 3), 90, np.uint8), disc()
+  row = {"case_id": "$x_{$", "dice": 0.5, "hd95": 1.0, "contrast": 1.0}
+  draw_grid([PageCase(row, image, mask, mask, None)], tmp_path / "grid.png")
+  assert (tmp_path / "grid.png").exists()
+
+
+def test_curves_of_damaged_lines(tmp_path):
+  rows = [{"step": 1, "epoch": 0.5, "split": "train"}, {"step": 2, "epoch": 1.0, "split": "val"}]
+  assert draw_curves(rows, tmp_path).exists()
+  draw_run_curves({"run": rows}, tmp_path / "runs.png")
+  assert (tmp_path / "runs.png").exists()

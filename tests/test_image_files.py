@@ -1,11 +1,20 @@
 """Files: photographs come out upright and RGB, masks 0 or 1, and broken files are named."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from medlitenet_jax.data.image_files import image_size, read_image, read_mask, write_mask
+from medlitenet_jax.data import image_files
+from medlitenet_jax.data.image_files import (
+  find_images,
+  image_size,
+  read_image,
+  read_mask,
+  write_mask,
+)
 from medlitenet_jax.data.mask_values import UnclearMaskError
 from medlitenet_jax.errors import InputError
 
@@ -373,3 +382,36 @@ def test_size_is_read_from_the_head_alone(tmp_path, suffix):
   assert image_size(path) == (48, 64)
   with pytest.raises(InputError, match=path.name):
     read_image(path)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation):
+  path, exif = tmp_path / "x.jpg", Image.Exif()
+  exif[0x0112] = orientation
+  Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path, exif=exif)
+  assert image_size(path) == read_image(path).shape[:2] == (20, 30)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J.png", "a\nb.png", "a\tb.png"])
+def test_names_with_control_characters_are_refused(tmp_path, name):
+  (tmp_path / name).touch()
+  with pytest.raises(InputError, match="control characters") as error:
+    find_images(tmp_path)
+  assert str(error.value).isprintable()
+
+
+def test_sixteen_bits_have_a_limit_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.setattr(image_files, "MAX_WIDE_PIXELS", 100)
+  cv2.imwrite(str(tmp_path / "x.png"), np.zeros((11, 10), np.uint16))
+  cv2.imwrite(str(tmp_path / "y.png"), np.zeros((11, 10), np.uint8))
+  assert image_size(tmp_path / "y.png") == (11, 10)
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match="more than the 100"):
+      read(tmp_path / "x.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "x.png")
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match=r"x\.png.*pipe"):
+      read(tmp_path / "x.png")

@@ -111,6 +111,28 @@ def test_counts_are_exact_beyond_float16(dtype):
   assert [float(count[0]) for count in counts] == [301 * 301 - 1, 1, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32, bool])
+def test_masks_of_any_dtype_count_alike(dtype):
+  prediction, truth = (masks[-1] for masks in random_masks(9))
+  prediction[:3], truth[1:4] = 1, 1
+  expected = tuple(map(int, confusion_of_masks(prediction, truth)))
+  other = np.asarray(prediction, dtype), np.asarray(truth, dtype)
+  assert tuple(map(int, confusion_of_masks(*other))) == expected
+  assert tuple(map(int, confusion_of_masks(other[0], truth))) == expected
+
+
+def test_a_mask_at_one_half_is_skin():
+  logits = jnp.ones((1, 2, 2, 1))
+  mask = jnp.array([0.0, 0.5, 0.51, 1.0]).reshape(logits.shape)
+  assert [float(n[0]) for n in confusion_counts(logits, mask, jnp.ones(1))] == [2, 2, 0, 0]
+
+
+def test_nothing_is_divided_by_zero():
+  with np.errstate(all="raise"):
+    scores = scores_from_counts(Confusion(*np.zeros((4, 3))))
+  assert all((score == 1).all() for score in scores.values())
+
+
 def test_threshold_is_a_probability_and_belongs_to_the_lesion():
   probs = np.array([0.1, 0.29, 0.31, 0.5, 0.69, 0.71, 0.9])
   logits = np.log(probs / (1 - probs)).astype(np.float32).reshape(1, 1, -1, 1)
@@ -145,6 +167,8 @@ def test_pooled_scores_are_those_of_one_large_photograph(prefix):
   whole = confusion_of_masks(*(np.concatenate(masks) for masks in zip(*pairs, strict=True)))
   expected = {name: float(score) for name, score in scores_from_counts(whole).items()}
   assert pooled_scores(cases, prefix) == expected
+  if not prefix:
+    assert pooled_scores(cases) == expected
 
 
 def test_other_shapes_are_refused():

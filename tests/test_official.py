@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from damage import damaged, pick
 
 from medlitenet_jax.data import convert, official
 from medlitenet_jax.data.official import BUILDERS, PreparedSource, create_builder, prepare_set
@@ -125,6 +126,28 @@ def test_a_photograph_that_is_small_enough_keeps_its_file(isic2018, tmp_path):
   path = isic2018 / "ISIC2018_Task1-2_Validation_Input" / "ISIC_0000005.jpg"
   assert record["image"] == path.read_bytes()
   assert record["mask"].shape == (60, 80, 1)  # TFDS decodes what it is not told to skip
+
+
+def test_a_damaged_set_is_refused_or_read_as_it_was(isic2018, tmp_path):
+  prepare_set("isic2018", tmp_path / "sets", isic2018, SHORT_SIDE)
+  names = [path for path in sorted((tmp_path / "sets").rglob("*")) if path.is_file()]
+  whole = {path: path.read_bytes() for path in names}
+  refused = 0
+  for number in range(60):
+    rng = np.random.default_rng(number)
+    path = pick(rng, names)
+    path.write_bytes(damaged(rng, whole[path]))
+    try:
+      builder = create_builder("isic2018", tmp_path / "sets", SHORT_SIDE)
+      for split in ("train", "val", "test"):
+        source = PreparedSource(builder, split, True)
+        for index in range(len(source)):
+          assert source[index].case_id == source.case_ids[index]
+    except InputError as error:
+      assert len(str(error).splitlines()) == 1
+      refused += 1
+    path.write_bytes(whole[path])
+  assert 10 < refused < 60
 
 
 def test_preparing_twice_gives_the_same_bytes_zipped_or_not(isic2018, tmp_path):

@@ -51,6 +51,15 @@ def test_a_short_run_warms_up_for_a_tenth(total):
   assert all(np.isfinite(schedule(update)) for update in range(total + 2))
 
 
+def test_the_tenth_is_rounded_down_and_the_last_update_is_at_the_final_rate():
+  schedule = optim.create_schedule(95, **RATES, warmup_updates=100)
+  rates = [schedule(update) for update in range(95)]
+  assert np.argmax(rates) == 9
+  np.testing.assert_allclose(rates[:10], 1e-3 * np.arange(10) / 9, rtol=1e-5)
+  one = optim.create_schedule(1, **RATES, warmup_updates=100)
+  np.testing.assert_allclose([one(0), one(1)], [1e-3, 1e-6], rtol=1e-4)
+
+
 def test_no_warmup_starts_at_the_peak():
   np.testing.assert_allclose(optim.create_schedule(50, **RATES, warmup_updates=0)(0), 1e-3)
 

@@ -5,7 +5,15 @@ import json
 
 import pytest
 
-from medlitenet_jax.report import MetricsLog, read_metrics, table, write_csv
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.report import (
+  MetricsLog,
+  append_csv,
+  read_csv,
+  read_metrics,
+  table,
+  write_csv,
+)
 
 
 def write_lines(workdir, steps, resume_step=0):
@@ -107,3 +115,38 @@ def test_csv(tmp_path):
     read = list(csv.DictReader(file))
   assert [row["case_id"] for row in read] == ["a,b", "c"]
   assert float(read[0]["dice"]) == 1 / 3 and list(read[0]) == ["case_id", "dice", "height"]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "'", "'="])
+def test_a_text_that_looks_like_a_formula_is_marked_and_comes_back(tmp_path, start):
+  path, row = tmp_path / "cases.csv", {"case_id": f"{start}1+2", "lowest": -0.5}
+  write_csv(path, [row])
+  append_csv(path, row)
+  with path.open(newline="") as file:
+    for cells in csv.DictReader(file):
+      assert cells == {"case_id": f"'{start}1+2", "lowest": "-0.5"}  # numbers stay numbers
+  assert read_csv(path) == [{"case_id": f"{start}1+2", "lowest": "-0.5"}] * 2
+
+
+def test_a_carriage_return_ends_no_row(tmp_path):
+  write_csv(tmp_path / "cases.csv", [{"case_id": "\r=1\r2", "dice": 1}])
+  assert read_csv(tmp_path / "cases.csv") == [{"case_id": " =1 2", "dice": "1"}]
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1\n", b"a,b\n1,2,3\n", b"\xff\xfe\n", b'a\n"1"2\n'])
+def test_a_damaged_table_is_refused_by_name(tmp_path, content):
+  (tmp_path / "cases.csv").write_bytes(content)
+  with pytest.raises(InputError, match=r"cases\.csv"):
+    read_csv(tmp_path / "cases.csv")
+
+
+def test_damaged_lines_are_counted(tmp_path, caplog):
+  write_lines(tmp_path, [1, 2])
+  for line in ('{"step": 3', "[]", '{"step": "4", "epoch": 1, "split": "val"}', "[" * 100_000):
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+      file.write(line + "\n")
+  assert steps_of(tmp_path) == [1, 2]
+  assert "left out 4 damaged lines" in caplog.text
+  (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+  with pytest.raises(InputError, match=r"metrics\.jsonl"):
+    read_metrics(tmp_path)

@@ -260,6 +260,14 @@ def test_unused_photographs_are_counted_in_a_warning(root, caplog):
   assert str(root) in warning and "3 photographs" in warning
 
 
+def test_names_that_differ_in_case_are_counted_in_a_warning(root, caplog):
+  for case_id in ("A", "C"):
+    write_case(root, case_id)
+  write_splits(root, {**SPLITS, "A": "train", "C": "val"})
+  assert list(folder_source(root, "train").case_ids) == ["A", "a", "c", "e"]
+  assert "2 photographs are named as another but for capital letters" in caplog.text
+
+
 def test_no_warning_without_need(root, caplog):
   with caplog.at_level(logging.WARNING):
     folder_source(root, "train")

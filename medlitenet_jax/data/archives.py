@@ -1,17 +1,31 @@
 """Finds the files of a data set as it is handed out: in zip archives, or unpacked."""
 
+import functools
 import hashlib
 import re
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import MAX_BYTES, read_bytes
 
 Reader = Callable[[], bytes]
+# What a zip file or a member of one raises that is damaged, encrypted or of another kind.
+_DAMAGE = (
+  OSError,
+  EOFError,
+  ValueError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+  struct.error,
+)
 
 
 def find_archive(folder: Path, name: str) -> Path | None:
@@ -61,11 +75,11 @@ def _walk(archive: Path) -> Iterator[tuple[str, Reader]]:
   if archive.is_dir():
     for path in sorted(archive.rglob("*")):
       if path.is_file():
-        yield path.stem, path.read_bytes
+        yield path.stem, functools.partial(_read_file, path)
     return
   try:
     packed = zipfile.ZipFile(archive)
-  except (OSError, zipfile.BadZipFile) as error:
+  except _DAMAGE as error:
     raise InputError(f"{archive}: not a readable zip ({error}); fetch it again") from error
   lock = threading.Lock()  # a ZipFile has one position for all who read from it
 
@@ -73,15 +87,37 @@ def _walk(archive: Path) -> Iterator[tuple[str, Reader]]:
     def read() -> bytes:
       try:
         with lock:
-          return packed.read(member)
-      except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{archive}: {member.filename} is damaged; fetch it again") from error
+          return _read_member(packed, member)
+      except _DAMAGE as error:
+        raise InputError(
+          f"{archive}: {member.filename} cannot be read ({error}); fetch it again"
+        ) from error
 
     return read
 
   for member in packed.infolist():
-    if not member.is_dir():
+    if member.filename and not member.is_dir():
       yield Path(member.filename).stem, reader(member)
+
+
+def _read_file(path: Path) -> bytes:
+  try:
+    return read_bytes(path)
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def _read_member(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+  """Unpacks no more of a member than it says to hold, and refuses where that is absurd."""
+  if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise ValueError("neither stored nor deflated")  # the others cannot be bounded
+  if member.file_size > MAX_BYTES:
+    raise ValueError(f"larger than the {MAX_BYTES >> 20} MiB that are read")
+  with packed.open(member) as file:
+    content = file.read(member.file_size)
+    if file.read(1) or len(content) != member.file_size:
+      raise ValueError("cut off")
+  return content
 
 
 def refuse_other_file(path: Path, sha256: str) -> None:

@@ -108,15 +108,18 @@ class AugmentPolicy:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       name = f"augment.{field.name}"
+      if field.type is not Range and not isinstance(value, int | float):
+        raise InputError(f"{name} takes a number or truth value, not {value!r:.80}")
       if field.name.endswith("_probability") and not 0 <= value <= 1:
         raise InputError(f"{name} must be from 0 to 1, got {value}")
       if field.type is Range:
         least, most = _LIMITS.get(field.name, (0.0, 1.0))
-        numbers = len(value) == 2 and all(isinstance(v, int | float) for v in value)
+        numbers = isinstance(value, tuple) and len(value) == 2
+        numbers = numbers and all(isinstance(v, int | float) for v in value)
         if not numbers or not least <= value[0] <= value[1] <= most:
           raise InputError(f"{name} must be (low, high) between {least} and {most}, got {value}")
-    if self.elastic_grid < 2 or self.clahe_tiles < 1:
-      raise InputError("augment.elastic_grid must be at least 2 and augment.clahe_tiles at least 1")
+    if not 2 <= self.elastic_grid <= 100 or not 1 <= self.clahe_tiles <= 100:
+      raise InputError("augment.elastic_grid must be 2 to 100 and augment.clahe_tiles 1 to 100")
 
 
 _LIMITS = {

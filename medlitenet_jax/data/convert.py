@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import io
 import os
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def _convert_into(folder: Path, case: RawCase, short_side: int) -> None:
   image_file, mask_file = case.image(), case.mask()
   source = [short_side, zlib.crc32(image_file), zlib.crc32(mask_file)]
   path = folder / f"{case.case_id}.npz"
-  if path.exists() and np.load(path)["source"].tolist() == source:
+  if _source(path) == source:
     return
   converted = convert_case(case.case_id, image_file, mask_file, short_side)
   buffer = io.BytesIO()
@@ -142,8 +143,18 @@ def _convert_into(folder: Path, case: RawCase, short_side: int) -> None:
   temporary.replace(path)  # a file with its own name is whole
 
 
+def _source(path: Path) -> list[int] | None:
+  """What a case was converted from; None where it was not, or what is there is damaged."""
+  try:
+    with np.load(path, allow_pickle=False) as saved:
+      files = [saved[field.name] for field in dataclasses.fields(ConvertedCase)]
+      return saved["source"].tolist() if all(len(file) for file in files) else None
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    return None
+
+
 def load_converted(folder: Path, case_id: str) -> ConvertedCase:
   """Reads what `convert_all` wrote of a case."""
-  with np.load(folder / f"{case_id}.npz") as saved:
+  with np.load(folder / f"{case_id}.npz", allow_pickle=False) as saved:
     names = (field.name for field in dataclasses.fields(ConvertedCase))
     return ConvertedCase(**{name: saved[name].tobytes() for name in names})

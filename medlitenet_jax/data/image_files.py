@@ -12,9 +12,12 @@ from PIL import Image, ImageFile, ImageOps
 
 from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-MAX_PIXELS = 150_000_000  # of a photograph; a small file can claim to be larger than the memory
+# Of a photograph; a small file can claim to be larger than the memory, and none takes 2 GiB. A
+# fourth channel, or transparency, takes more of it, and 16 bits are decoded twice.
+MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
@@ -31,17 +34,24 @@ def image_names(folder: Path) -> dict[str, list[Path]]:
     composed Unicode (NFC), for some systems write an umlaut as two characters and a table as one.
 
   Raises:
-    InputError: if a name is not Unicode.
+    InputError: as `refuse_name`.
   """
   found: dict[str, list[Path]] = {}
   for path in sorted(folder.iterdir()):
     if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-      try:
-        path.name.encode()
-      except UnicodeEncodeError as error:
-        raise InputError(f"{folder}: rename {path.name!a}; its name is not UTF-8") from error
+      refuse_name(path)
       found.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
   return found
+
+
+def refuse_name(path: Path) -> None:
+  """Raises InputError if a file's name cannot stand in a table or on a terminal as it is."""
+  try:
+    path.name.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f"{path.parent}: rename {path.name!a}; its name is not UTF-8") from error
+  if any(unicodedata.category(letter) == "Cc" for letter in path.name):
+    raise InputError(f"{path.parent}: rename {path.name!a}; its name has control characters")
 
 
 def find_images(folder: Path) -> dict[str, Path]:
@@ -80,16 +90,22 @@ def _refusing(path: Path):
   """Turns what a broken file raises into one line that names it."""
   try:
     yield
-  except (OSError, ValueError, SyntaxError) as error:
-    reason = str(error).replace(repr(str(path)), "the file")
+  except InputError:
+    raise
+  except Exception as error:  # Pillow's parsers raise whatever a broken head leads them to
+    reason = (str(error) or type(error).__name__).replace(repr(str(path)), "the file")
     raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
 
-def _refuse_huge(path: Path, image: Image.Image) -> None:
-  if image.width * image.height > MAX_PIXELS:
+def _refuse_huge(path: Path, image: ImageFile.ImageFile) -> None:
+  deep = image.has_transparency_data or len(image.getbands()) > 3
+  most = MAX_DEEP_PIXELS if deep else MAX_PIXELS
+  if wide_pixels.is_wide(image):
+    most = MAX_WIDE_PIXELS
+  if image.width * image.height > most:
     raise InputError(
-      f"{path}: {image.width}x{image.height} pixels are more than the {MAX_PIXELS:,} that are "
-      "read; make it smaller"
+      f"{path}: {image.width}x{image.height} pixels are more than the {most:,} that are read; "
+      "make it smaller"
     )
 
 
@@ -105,19 +121,21 @@ def image_size(path: Path) -> tuple[int, int]:
   Raises:
     InputError: if the file is missing or is not an image.
   """
+  if path.exists() and not path.is_file():  # a pipe would be waited for
+    _read(path)
   with _refusing(path), Image.open(path) as image:
     _refuse_huge(path, image)
     tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
     width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
     # Asking a PNG that has none for its EXIF data would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
-    turned = turned and image.getexif().get(_ORIENTATION, 1) >= 5
+    turned = turned and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def _read(path: Path) -> bytes:
   with _refusing(path):
-    return path.read_bytes()
+    return read_bytes(path)
 
 
 @contextlib.contextmanager
@@ -214,7 +232,7 @@ def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 def is_upright_jpeg(data: bytes) -> bool:
   """Whether a file is a JPEG of colours that no EXIF orientation turns."""
-  with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(data)) as image:
+  with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:  # as in `_refusing`
     turned = image.getexif().get(_ORIENTATION, 1) != 1
     return image.format == "JPEG" and image.mode == "RGB" and not turned
   return False
@@ -234,7 +252,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
   """Writes a mask, [H, W] uint8, 0 or 1, as `encode_mask` does, to a path that ends in .png."""
-  path.write_bytes(encode_mask(mask))
+  _write(path, encode_mask(mask))
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -251,7 +269,7 @@ def write_grey(path: Path, values: np.ndarray) -> None:
     values: [H, W] float, 0 (black) to 1 (white).
   """
   grey = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-  path.write_bytes(cv2.imencode(".png", grey)[1].tobytes())
+  _write(path, cv2.imencode(".png", grey)[1].tobytes())
 
 
 def write_color(path: Path, image: np.ndarray) -> None:
@@ -262,4 +280,9 @@ def write_color(path: Path, image: np.ndarray) -> None:
     image: [H, W, 3] uint8 RGB.
   """
   encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-  path.write_bytes(encoded.tobytes())
+  _write(path, encoded.tobytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+  path.unlink(missing_ok=True)  # what lies there may be the same file as one of another folder
+  path.write_bytes(content)

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from medlitenet_jax.data.lesion_set import Archive, LesionSet, Part, working_siz
 from medlitenet_jax.data.sources import Case
 from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_text
 
 CHALLENGE = "https://isic-challenge-data.s3.amazonaws.com"
 
@@ -146,10 +147,13 @@ class Ham10000(LesionSet):
         f"{manual}: {self.METADATA} is not there; without it photographs of one lesion would "
         f"stand in two splits; get it from {self.ABOUT['homepage']}"
       )
-    text = path.read_text(encoding="utf-8-sig")
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    lesions = {row.get("image_id") or "": row.get("lesion_id") or "" for row in rows}
+    try:
+      text = read_text(path)
+      delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+      rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+      lesions = {row.get("image_id") or "": row.get("lesion_id") or "" for row in rows}
+    except (OSError, ValueError, csv.Error) as error:
+      raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
     unknown = [case_id for case_id in case_ids if not lesions.get(case_id)]
     if unknown:
       raise InputError(
@@ -164,6 +168,21 @@ BUILDERS: dict[str, type[LesionSet]] = {
 }
 
 
+@contextlib.contextmanager
+def _refusing(folder: Path | str) -> Iterator[None]:
+  """Turns what damaged files of a prepared set raise into one line that names their folder."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:  # TFDS and ArrayRecord raise whatever a damaged file leads them to
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(
+      f"{folder}: the prepared set cannot be read ({reason}); remove the folder and run "
+      "--mode=prepare again"
+    ) from error
+
+
 def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
   """Opens a set, prepared or not.
 
@@ -174,12 +193,16 @@ def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
 
   Returns:
     The builder.
+
+  Raises:
+    InputError: if a prepared set is damaged.
   """
   builder = BUILDERS[name]
   # TFDS takes the configurations that a builder lists by name, and others by value.
   size = working_size(short_side)
   config = size.name if size in builder.BUILDER_CONFIGS else size
-  return builder(data_dir=root, config=config, file_format="array_record")
+  with _refusing(root / name):
+    return builder(data_dir=root, config=config, file_format="array_record")
 
 
 def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> LesionSet:
@@ -237,21 +260,25 @@ class PreparedSource:
         working size, to learn from.
 
     Raises:
-      InputError: if the set is not prepared or has no such split.
+      InputError: if the set is not prepared, is damaged or has no such split.
     """
     if not builder.is_prepared():
       raise InputError(
         f"{builder.data_dir}: {builder.name} is not prepared there; run the same command with "
         "--mode=prepare first, or set config.data.root to where it is"
       )
-    case_ids = builder.info.metadata["case_ids"]
-    if split not in case_ids:
-      raise InputError(f"{builder.name} has no split {split!r}, only {', '.join(case_ids)}")
-    self.case_ids: list[str] = case_ids[split]
-    self._mask = "native_mask" if native else "mask"
-    skip = tfds.decode.SkipDecoding()
-    decoders = dict.fromkeys(("image", "mask", "native_mask"), skip)
-    self._records: Any = builder.as_data_source(split, decoders=decoders)
+    self._folder = builder.data_dir
+    with _refusing(self._folder):
+      case_ids = builder.info.metadata["case_ids"]
+      if split not in case_ids:
+        raise InputError(f"{builder.name} has no split {split!r}, only {', '.join(case_ids)}")
+      self.case_ids: list[str] = [str(case_id) for case_id in case_ids[split]]
+      self._mask = "native_mask" if native else "mask"
+      skip = tfds.decode.SkipDecoding()
+      decoders = dict.fromkeys(("image", "mask", "native_mask"), skip)
+      self._records: Any = builder.as_data_source(split, decoders=decoders)
+      if len(self._records) != len(self.case_ids):
+        raise ValueError(f"{len(self._records)} records of {len(self.case_ids)} cases")
 
   def __len__(self) -> int:
     """Number of cases."""
@@ -259,7 +286,10 @@ class PreparedSource:
 
   def __getitem__(self, index: int) -> Case:
     """Reads one case: the photograph at the working size."""
-    record = self._records[index]
     name = Path(self.case_ids[index])
+    with _refusing(self._folder):
+      record = self._records[index]
+      if record["case_id"] not in (name.name, name.name.encode()):
+        raise ValueError(f"{name} is not where it should be")
     image, mask = decode_image(record["image"], name), decode_mask(record[self._mask], name)
     return Case(index, self.case_ids[index], image, mask)

@@ -212,6 +212,10 @@ def limited(source: Source, data: Mapping[str, Any], split: str) -> Source:
 
 
 def _warn_of_unlisted(scan: Scan) -> None:
-  for kind, fate in (("no_split", "in no split and are left out"), ("no_group", "in no group")):
+  for kind, fate in (
+    ("no_split", "in no split and are left out"),
+    ("no_group", "in no group"),
+    ("names_differ_in_case", "named as another but for capital letters"),
+  ):
     if count := scan.count(kind):
       logger.warning("%s: %d photographs are %s", scan.root, count, fate)

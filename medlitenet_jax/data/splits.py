@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_text
 
 SPLITS = ("train", "val", "test")
 SPLITS_FILE = "splits.csv"
@@ -115,10 +116,10 @@ def _read_rows(path: Path, group_column: str) -> tuple[list[str], list[tuple[int
       )
     return [], []
   try:
-    lines = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig")).splitlines()
+    lines = unicodedata.normalize("NFC", read_text(path)).splitlines()
     reader = csv.DictReader(lines, skipinitialspace=True)
     rows = [(reader.line_num, row) for row in reader]
-  except (OSError, UnicodeError, csv.Error) as error:
+  except (OSError, ValueError, csv.Error) as error:
     raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
   columns = list(reader.fieldnames or ())
   if group_column and group_column not in columns:

@@ -1,0 +1,81 @@
+"""Files of others as they come: of bounded size, and never a pipe, a device or a way out.
+
+Links to files are followed where something is read, for photographs often lie elsewhere. Nothing is
+written through a link below the folder that a mode writes to.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from medlitenet_jax.errors import InputError
+
+MAX_BYTES = 512 * 2**20  # of a picture's file: 120 million uncompressed pixels of 32 bits fit
+MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file: half a million cases fit
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+  """Reads a file.
+
+  Args:
+    path: of a file, or a link to one.
+    most: bytes that are read.
+
+  Returns:
+    The content.
+
+  Raises:
+    OSError: if it cannot be read, or is a pipe or a device, which may have no end.
+    ValueError: if it is larger.
+  """
+  if path.exists() and not path.is_file():
+    raise OSError("is no file" if path.is_dir() else "is a pipe or a device")
+  with path.open("rb") as file:
+    content = file.read(most + 1)
+  if len(content) > most:
+    raise ValueError(f"is larger than the {most >> 20} MiB that are read")
+  return content
+
+
+def read_text(path: Path) -> str:
+  """Reads a text in UTF-8, with or without a byte order mark; raises as `read_bytes` does."""
+  return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+  """Reads a JSON file.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    Its content.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is not JSON.
+  """
+  try:
+    return json.loads(read_text(path))
+  except RecursionError as error:
+    raise ValueError("nested too deeply") from error
+
+
+def refuse_links(folder: Path) -> None:
+  """Refuses to write into a folder with links in it; the folder itself may be one.
+
+  Args:
+    folder: that a mode writes to; may be missing.
+
+  Raises:
+    InputError: names the first link.
+  """
+  for place, folders, names in os.walk(folder):
+    for name in sorted(folders + names):
+      path = Path(place, name)
+      if path.is_symlink():
+        raise InputError(
+          f"{path}: is a link, through which something outside {folder} would be written; remove "
+          "it, or link the whole folder"
+        )

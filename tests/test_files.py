@@ -1,0 +1,65 @@
+"""Files of bounded size and known kind, and no way out of the folder that is written to."""
+
+import os
+
+import numpy as np
+import pytest
+
+from medlitenet_jax import files
+from medlitenet_jax.data.image_files import write_mask
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.report import replace_file
+
+
+def test_a_file_and_a_link_to_one_are_read_whole(tmp_path):
+  (tmp_path / "a").write_bytes(b"\xef\xbb\xbf{}")
+  (tmp_path / "link").symlink_to(tmp_path / "a")
+  assert files.read_bytes(tmp_path / "link") == b"\xef\xbb\xbf{}"
+  assert files.read_json(tmp_path / "link") == {}
+
+
+def test_what_may_have_no_end_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "zero").symlink_to("/dev/zero")
+  (tmp_path / "loop").symlink_to("loop")
+  for name in ("pipe", "zero", "loop", "missing", "."):
+    with pytest.raises(OSError):
+      files.read_bytes(tmp_path / name)
+
+
+def test_no_more_is_read_than_is_allowed(tmp_path):
+  (tmp_path / "a").write_bytes(bytes(2 << 20))
+  assert len(files.read_bytes(tmp_path / "a", 2 << 20)) == 2 << 20
+  with pytest.raises(ValueError, match="larger than the 1 MiB"):
+    files.read_bytes(tmp_path / "a", 1 << 20)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_is_a_value_error(tmp_path, content):
+  (tmp_path / "a").write_bytes(content)
+  with pytest.raises(ValueError):
+    files.read_json(tmp_path / "a")
+
+
+@pytest.mark.parametrize("place", ["link", "masks/deeper/link"])
+@pytest.mark.parametrize("target", ["/nowhere", "."])
+def test_a_link_below_what_is_written_to_is_refused(tmp_path, place, target):
+  output, elsewhere = tmp_path / "output", tmp_path / "elsewhere"
+  path = output / place
+  path.parent.mkdir(parents=True)
+  elsewhere.symlink_to(output)
+  for folder in (output, elsewhere, tmp_path / "missing"):
+    files.refuse_links(folder)  # the folder itself may be one
+  path.symlink_to(target)
+  with pytest.raises(InputError, match="is a link"):
+    files.refuse_links(output)
+
+
+def test_a_file_shared_with_another_folder_keeps_its_content(tmp_path):
+  other = tmp_path / "other"
+  other.write_text("precious")
+  for name in ("a.png", "b.txt.tmp"):
+    os.link(other, tmp_path / name)
+  write_mask(tmp_path / "a.png", np.ones((3, 3), np.uint8))
+  replace_file(tmp_path / "b.txt", "new")
+  assert other.read_text() == "precious" and (tmp_path / "b.txt").read_text() == "new"
