@@ -25,6 +25,7 @@ MODES = {
   "check": "read the data set and list what is wrong with it, changing nothing",
   "preview": "sheet of the augmentations beside their originals",
 }
+SHARED_MODES = ("train", "evaluate")  # that several processes can do together
 
 BASE_RECIPE = ROOT / "configs" / "base.py"
 
@@ -40,6 +41,12 @@ INPUT = flags.DEFINE_multi_string(
 )
 MM_PER_PIXEL = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
+)
+DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "This is one of several processes that train or evaluate together; which, is read from SLURM, "
+  "Open MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
 OUTPUT = flags.DEFINE_string(
   "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
@@ -119,9 +126,14 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
 
+  from medlitenet_jax import devices
   from medlitenet_jax.errors import InputError
 
   cache = set_up_cache()
+  if DISTRIBUTED.value:
+    if mode not in SHARED_MODES:
+      raise InputError(f"--distributed: --mode={mode} runs in one process; leave the flag out")
+    devices.connect()
   inputs = [Path(name) for name in INPUT.value or ()]
   if mode in ("predict", "compare") and not inputs:
     raise InputError(f"--mode={mode} needs --input")
@@ -132,10 +144,13 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     return
   config = read_config(mode, workdir, recipe_named, jax.default_backend())
   logger = logging.getLogger("medlitenet_jax")
+  if not devices.is_first():
+    logger.setLevel(logging.WARNING)
   logger.info(
-    "%s: %s %s, %s, %d x %s",
+    "%s: %s %s, %s, %d x %s%s",
     *(mode, config.model.name, config.model.variant, config.precision),
     *(jax.device_count(), jax.devices()[0].device_kind),
+    f" in {jax.process_count()} processes" if DISTRIBUTED.value else "",
   )
   for name, value in (
     ("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")),

@@ -1,5 +1,6 @@
 """Saves and restores a run: the state of training together with the position in the data."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from medlitenet_jax import devices
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.state import TrainState
 
@@ -91,11 +93,21 @@ class Checkpoints:
     Raises:
       InputError: if the checkpoint is damaged or not of this state.
     """
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(_on_this_device(state)),
-      data=grain.checkpoint.CheckpointRestore(batches),
-    )
-    return self._restore(step, args)
+    wanted = _on_these_devices(state)
+    restored = self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+    batches.set_state(self._position(step))
+    return restored
+
+  def _position(self, step: int) -> dict[str, Any]:
+    """Position in the data, which is counted in batches and so is the same for every process.
+
+    Each process has saved its own, and there may be others now than there were then.
+    """
+    folder = Path(self._manager.directory) / str(step) / "data"
+    try:
+      return json.loads(next(folder.glob("process_0-of-*.json")).read_text())
+    except (StopIteration, OSError, ValueError) as error:
+      raise InputError(_unrestorable(folder.parent, error)) from error
 
   def restore_ema(self, step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Reads nothing but the averaged network.
@@ -110,7 +122,7 @@ class Checkpoints:
     Raises:
       InputError: if the checkpoint is damaged or of another network.
     """
-    wanted = _on_this_device(
+    wanted = _on_these_devices(
       {"ema_params": variables["params"], "ema_batch_stats": variables["batch_stats"]}
     )
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
@@ -126,11 +138,7 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=args)["state"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-      raise InputError(
-        f"{self._manager.directory}/{step}: cannot be restored ({reason}); remove that folder to "
-        "go on from another checkpoint, or start a new run in another --workdir"
-      ) from error
+      raise InputError(_unrestorable(Path(self._manager.directory) / str(step), error)) from error
 
   def close(self) -> None:
     """Waits for what is still being saved."""
@@ -142,7 +150,15 @@ def _selecting_score(metrics: Mapping[str, float]) -> float:
   return metrics[SELECTED_BY]
 
 
-def _on_this_device(tree):
-  """Shapes that are restored to the first device, wherever they were saved from."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _unrestorable(checkpoint: Path, error: Exception) -> str:
+  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+  return (
+    f"{checkpoint}: cannot be restored ({reason}); remove that folder to go on from another "
+    "checkpoint, or start a new run in another --workdir"
+  )
+
+
+def _on_these_devices(tree):
+  """Shapes that are restored to every device there is, whatever they were saved from."""
+  sharding = devices.replicated()
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -59,6 +59,16 @@ class MetricsLog:
     self._events.close()
 
 
+class NoLog:
+  """Stands for the log in processes that keep none."""
+
+  def write(self, **_) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """Reads the whole lines of `metrics.jsonl`; an empty list where there is no file."""
   path = workdir / METRICS_FILE

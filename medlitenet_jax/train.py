@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax import metrics, optim, report
+from medlitenet_jax import devices, metrics, optim, report
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
@@ -175,7 +175,7 @@ def create_train_step(
 ) -> jax.stages.Wrapped:
   """Compiles the step of a run: (state, batch) to (state, figures), the state given away.
 
-  The batch holds the arrays of `train_batches`.
+  The batch holds the arrays of `train_batches`, of which every device takes its rows.
   """
   learn = functools.partial(
     train_step,
@@ -196,7 +196,8 @@ def create_train_step(
       image, mask = unpack_views(batch, policy)
     return learn(state, image, mask)
 
-  return jax.jit(step, donate_argnums=0)
+  whole, shared = devices.replicated(), devices.by_rows()
+  return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)
 
 
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
@@ -211,6 +212,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
     on_device=config.data.augment_on == "device",
+    rows=devices.own_rows(config.train.batch_size),
   )
 
 
@@ -230,7 +232,9 @@ def validate(predict: Callable, variables, source: Source, config: ConfigDict) -
   """
   maps = functools.partial(predict, [variables])
   cases = predict_cases(maps, source, [config.eval.image_size], config)
-  rows = [plain_scores(probs, case.mask) for case, probs, _ in cases]
+  rows = devices.gather_cases(
+    (case.index, plain_scores(probs, case.mask)) for case, probs, _ in cases
+  )
   return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 
 
@@ -248,13 +252,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
+  devices.check_shares("train.batch_size", config.train.batch_size)
   sources = {
     name: create_source(config.data, name, config.seed, to_score=name == "val")
     for name in ("train", "val")
   }
   cases = sources["train"]
   plan = create_plan(config.train, len(cases))
-  open_workdir(config, workdir, sources)
+  devices.on_first(lambda: open_workdir(config, workdir, sources))
 
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   predict, fold = create_predict([(model, config.eval.image_size)]), jax.jit(fold_batch_norm)
@@ -269,10 +274,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
       state = checkpoints.restore(start, jax.eval_shape(initialise), batches)
       logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
     else:
-      state = jax.jit(initialise)()
-    log = stack.enter_context(contextlib.closing(report.MetricsLog(workdir, resume_step=start)))
+      state = jax.jit(initialise, out_shardings=devices.replicated())()
+    first = devices.is_first()
+    log = report.MetricsLog(workdir, resume_step=start) if first else report.NoLog()
+    stack.enter_context(contextlib.closing(log))
     bar = stack.enter_context(
-      tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
+      tqdm(
+        total=plan.total_steps,
+        initial=start,
+        unit="batch",
+        dynamic_ncols=True,
+        disable=not first,
+      )
     )
     meter = Meter(config.train.batch_size)
 
@@ -281,7 +294,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     window = profile_window(
       start_step=config.profile.start_step,
-      num_steps=config.profile.num_steps,
+      num_steps=config.profile.num_steps if first else 0,
       folder=workdir / "profile",
       program=program,
     )
@@ -290,6 +303,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       at_step(step - 1, state)
       batch = next(batches)
       del batch["case_id"]
+      batch = devices.share_out(batch)
       meter.spent_on("waiting")
       state, figures = step_fn(state, batch)
       meter.add(figures)
@@ -310,8 +324,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
         scores = validate(predict, fold(state.ema_variables), sources["val"], config)
         log.write(step=step, epoch=epoch, split="val", figures=scores)
         checkpoints.save(state, batches, scores)
-        bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")
+        if first:
+          bar.write(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")
         meter.restart()
     best_step = checkpoints.best_step
-  curves = draw_curves(report.read_metrics(workdir), workdir)
-  logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
+
+  def finish() -> None:
+    curves = draw_curves(report.read_metrics(workdir), workdir)
+    logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
+
+  devices.on_first(finish)
