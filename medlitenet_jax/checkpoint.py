@@ -95,19 +95,22 @@ class Checkpoints:
     """
     wanted = _on_these_devices(state)
     restored = self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-    batches.set_state(self._position(step))
+    self._restore_position(step, batches)
     return restored
 
-  def _position(self, step: int) -> dict[str, Any]:
-    """Position in the data, which is counted in batches and so is the same for every process.
+  def _restore_position(self, step: int, batches: grain.DatasetIterator) -> None:
+    """Moves to the position in the data that process 0 has saved.
 
-    Each process has saved its own, and there may be others now than there were then.
+    It is counted in batches and so is that of every process, however many there are now.
     """
-    folder = Path(self._manager.directory) / str(step) / "data"
+    checkpoint = Path(self._manager.directory) / str(step)
     try:
-      return json.loads(next(folder.glob("process_0-of-*.json")).read_text())
-    except (StopIteration, OSError, ValueError) as error:
-      raise InputError(_unrestorable(folder.parent, error)) from error
+      path = next((checkpoint / "data").glob("process_0-of-*.json"))
+      batches.set_state(json.loads(path.read_text()))
+    except StopIteration as error:
+      raise InputError(_unrestorable(checkpoint, "no position in the data")) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+      raise InputError(_unrestorable(checkpoint, error)) from error
 
   def restore_ema(self, step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Reads nothing but the averaged network.
@@ -150,8 +153,8 @@ def _selecting_score(metrics: Mapping[str, float]) -> float:
   return metrics[SELECTED_BY]
 
 
-def _unrestorable(checkpoint: Path, error: Exception) -> str:
-  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _unrestorable(checkpoint: Path, reason: Exception | str) -> str:
+  reason = (str(reason).strip() or type(reason).__name__).splitlines()[0]
   return (
     f"{checkpoint}: cannot be restored ({reason}); remove that folder to go on from another "
     "checkpoint, or start a new run in another --workdir"

@@ -32,16 +32,16 @@ def connect() -> None:
   Raises:
     InputError: if neither says so, or the other processes do not answer.
   """
-  given = [os.environ.get(name) for name in _BY_HAND]
+  address, count, number = (os.environ.get(name, "") for name in _BY_HAND)
+  options: dict[str, Any] = {}
   try:
-    if any(given):
-      address, *numbers = given
-      count, number = (int(text or "") for text in numbers)
-      by_hand = {"num_processes": count, "process_id": number}
-      options = {"coordinator_address": address, "cluster_detection_method": "deactivate"}
-      options |= by_hand
-    else:
-      options = {}
+    if address or count or number:
+      options = {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(number),
+        "cluster_detection_method": "deactivate",
+      }
     jax.distributed.initialize(**options, shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
   except (ValueError, TypeError) as error:
     raise InputError(
@@ -69,7 +69,7 @@ def replicated() -> NamedSharding:
 
 
 def by_rows() -> NamedSharding:
-  """An equal share of the first axis on each device, as a batch is, the processes in their order."""
+  """An equal share of the first axis on each device, as a batch is, process after process."""
   return NamedSharding(_mesh(), PartitionSpec("data"))
 
 

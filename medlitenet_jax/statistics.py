@@ -149,7 +149,7 @@ class Calibration:
     self._predicted += np.bincount(place, probs.ravel(), self.bins)
     self._observed += np.bincount(place, truth.ravel(), self.bins)
 
-  def sums(self) -> list[list[float]]:
+  def sums(self) -> list[list[int] | list[float]]:
     """What `add` has added up, to be brought together with that of other cases."""
     return [sums.tolist() for sums in (self._pixels, self._predicted, self._observed)]
 

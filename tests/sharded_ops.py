@@ -51,7 +51,11 @@ def operations(rng):
     yield f"downsampling {form}", downsampling, dense
     yield f"pointwise {form}", pointwise, dense[1:2, 1:2]
     yield f"upsample {form}", functools.partial(_upsample, form), depthwise
-  yield "batch norm", lambda x, k: ops.batch_norm(x, k[0, 0, 0], k[1, 1, 0], 1e-3, True)[0], depthwise
+  yield (
+    "batch norm",
+    lambda x, k: ops.batch_norm(x, k[0, 0, 0], k[1, 1, 0], 1e-3, True)[0],
+    depthwise,
+  )
 
 
 def _call(function, form, x, kernel):

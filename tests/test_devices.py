@@ -78,7 +78,7 @@ def trained(count, processes=1):
   workdir = scratch() / f"on-{count}-in-{processes}"
   patch = ASIDE if processes == 1 else ""
   first, *others = start(f"--workdir={workdir}", count=count, processes=processes, patch=patch)
-  assert f"{count} x cpu" in first.stdout
+  assert f"{count} x cpu" in first.stdout + first.stderr
   assert not any(process.stdout for process in others)
   return workdir
 
@@ -117,7 +117,7 @@ def test_run_goes_on_on_another_number_of_devices(before, after):
   aside = trained(before).with_name(trained(before).name + "-aside")
   assert {path.name for path in (aside / "checkpoints").iterdir()} == {str(KEPT)}
   done = start(f"--workdir={aside}", count=after)
-  assert f"after {KEPT} of {STEPS}" in done[0].stdout
+  assert f"after {KEPT} of {STEPS}" in done[0].stdout + done[0].stderr
   assert_same_run(aside, trained(1))
 
 
@@ -135,7 +135,7 @@ def _state(workdir):
 
   with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
     assert checkpoints.latest_step == STEPS
-  return ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(STEPS) / "state"))
+  return ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / "state")
 
 
 @pytest.mark.parametrize(("count", "processes"), [(8, 1), (2, 2)])

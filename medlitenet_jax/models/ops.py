@@ -115,9 +115,7 @@ def _tap_depthwise_kernel_grad(x, kernel, grad, *, stride, dilation):
   """
   shares = jax.device_count()
   if shares > 1 and len(x) % shares == 0:
-    own = functools.partial(
-      _kernel_grad_of_images, kernel=kernel, stride=stride, dilation=dilation
-    )
+    own = functools.partial(_kernel_grad_of_images, kernel=kernel, stride=stride, dilation=dilation)
     x, grad = (a.reshape(shares, -1, *a.shape[1:]) for a in (x, grad))
     return jnp.sum(jax.vmap(own)(x, grad), 0).astype(kernel.dtype)
   sums = _kernel_grad_of_images(x, grad, kernel=kernel, stride=stride, dilation=dilation)
