@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +27,7 @@ MODES = {
   "preview": "sheet of the augmentations beside their originals",
 }
 SHARED_MODES = ("train", "evaluate")  # that several processes can do together
+LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
 BASE_RECIPE = ROOT / "configs" / "base.py"
 
@@ -56,7 +58,21 @@ OUTPUT = flags.DEFINE_string(
 def refuse(reason: object) -> None:
   """Says in one line what is wrong and leaves with status 2."""
   print(f"launch.py: error: {' '.join(str(reason).split())}", file=sys.stderr)
-  sys.exit(2)
+  leave(2)
+
+
+def leave(status: int) -> None:
+  """Ends this process; as one of several, without the wait of JAX for all to end alike."""
+  if "jax" in sys.modules:
+    import jax
+
+    if jax.distributed.is_initialized():
+      sys.stdout.flush()
+      sys.stderr.flush()
+      if jax.process_index() == 0:
+        time.sleep(LAST_WORDS_SECONDS)  # its end ends the others
+      os._exit(status)
+  sys.exit(status)
 
 
 def parse_flags() -> bool:
@@ -231,7 +247,7 @@ def main() -> None:
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)
-    sys.exit(130)
+    leave(130)
 
 
 if __name__ == "__main__":

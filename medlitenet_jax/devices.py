@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from medlitenet_jax.errors import InputError
 
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What a process that leaves alone waits for the others before it ends them too.
+# What a process that fails alone waits for the others before it ends them too.
 _SHUTDOWN_SECONDS = 10
 
 
