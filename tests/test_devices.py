@@ -108,7 +108,7 @@ def assert_same_run(workdir, expected):
 @pytest.mark.parametrize(("count", "processes"), [(8, 1), (2, 2)])
 def test_losses_are_those_of_one_device(count, processes):
   losses = [row["loss"] for row in figures(trained(1))]
-  assert len(losses) == STEPS and losses[-1] < 0.9 * losses[0]
+  assert len(losses) == STEPS and losses[-1] < 0.95 * losses[0]
   assert_same_run(trained(count, processes), trained(1))
 
 
