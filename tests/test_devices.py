@@ -34,14 +34,18 @@ FIELDS = {
   "model.cross_scale": False,
   "model.boundary_bias": False,
 }
-# Sets the run aside as it is after `KEPT` batches.
-ASIDE = f"""
+# Narrows the encoder, which runs in a tenth of the time, and sets a run of one process aside as it
+# is after `KEPT` batches.
+PATCH = f"""
+import jax
 import shutil
+from medlitenet_jax.models import medlitenet
+medlitenet.STAGE_DIMS = (8, 8, 16, 16)
 from medlitenet_jax.checkpoint import Checkpoints
 original = Checkpoints.save
 def save(self, state, batches, scores):
   original(self, state, batches, scores)
-  if int(state.micro_step) == {KEPT}:
+  if int(state.micro_step) == {KEPT} and jax.process_count() == 1:
     self._manager.wait_until_finished()
     workdir = self._manager.directory.parent
     shutil.copytree(workdir, str(workdir) + "-aside")
@@ -49,12 +53,12 @@ Checkpoints.save = save
 """
 
 
-def start(*args, count=1, processes=1, **kwargs):
+def start(*args, count=1, processes=1):
   """Runs `launch.py` on a number of devices in a number of processes; returns the first's end."""
   flags = f"--xla_force_host_platform_device_count={count // processes}"
   command = (*small_arguments(**FIELDS), *args) if "--mode=evaluate" not in args else args
   if processes == 1:
-    done = [launch(*command, XLA_FLAGS=flags, **kwargs)]
+    done = [launch(*command, patch=PATCH, XLA_FLAGS=flags)]
   else:
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
@@ -63,7 +67,7 @@ def start(*args, count=1, processes=1, **kwargs):
 
     def one(number):
       who = {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(number)}
-      return launch("--distributed", *command, **environment, **who, **kwargs)
+      return launch("--distributed", *command, patch=PATCH, **environment, **who)
 
     with ThreadPoolExecutor(processes) as pool:
       done = list(pool.map(one, range(processes)))
@@ -76,8 +80,7 @@ def start(*args, count=1, processes=1, **kwargs):
 def trained(count, processes=1):
   """The workdir of the same run on so many devices; the one set aside lies beside it."""
   workdir = scratch() / f"on-{count}-in-{processes}"
-  patch = ASIDE if processes == 1 else ""
-  first, *others = start(f"--workdir={workdir}", count=count, processes=processes, patch=patch)
+  first, *others = start(f"--workdir={workdir}", count=count, processes=processes)
   assert f"{count} x cpu" in first.stdout + first.stderr
   assert not any(process.stdout for process in others)
   return workdir
@@ -102,6 +105,7 @@ def assert_same_run(workdir, expected):
     found, wanted = ([row[name] for row in figures(w, split)] for w in (workdir, expected))
     assert len(found) == len(wanted)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5, err_msg=f"{split} {name}")
+    print(f"{workdir.name}, {split} {name}: {np.max(np.abs(np.subtract(found, wanted))):.1e}")
   assert [row["step"] for row in figures(workdir)] == list(range(1, STEPS + 1))
 
 
