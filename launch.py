@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import threading
+import time
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +27,8 @@ MODES = {
   "check": "read the data set and list what is wrong with it, changing nothing",
   "preview": "sheet of the augmentations beside their originals",
 }
+SHARED_MODES = ("train", "evaluate")  # that several processes can do together
+LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
 BASE_RECIPE = ROOT / "configs" / "base.py"
 
@@ -45,6 +48,12 @@ MM_PER_PIXEL = flags.DEFINE_float(
 FORCE = flags.DEFINE_bool(
   "force", False, "Train goes on with the changed fields of a recipe where that is merely odd."
 )
+DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "This is one of several processes that train or evaluate together; which, is read from SLURM, "
+  "Open MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
 OUTPUT = flags.DEFINE_string(
   "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
 )
@@ -56,7 +65,21 @@ def refuse(reason: object) -> None:
   # What a file's name or content brought along must not steer the terminal.
   shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
   print(f"launch.py: error: {shown}", file=sys.stderr)
-  sys.exit(2)
+  leave(2)
+
+
+def leave(status: int) -> None:
+  """Ends this process; as one of several, without the wait of JAX for all to end alike."""
+  if "jax" in sys.modules:
+    import jax
+
+    if jax.distributed.is_initialized():
+      sys.stdout.flush()
+      sys.stderr.flush()
+      if jax.process_index() == 0:
+        time.sleep(LAST_WORDS_SECONDS)  # its end ends the others
+      os._exit(status)
+  sys.exit(status)
 
 
 def parse_flags() -> bool:
@@ -142,10 +165,15 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
 
+  from medlitenet_jax import devices
   from medlitenet_jax.errors import InputError
   from medlitenet_jax.files import refuse_links
 
   cache = set_up_cache()
+  if DISTRIBUTED.value:
+    if mode not in SHARED_MODES:
+      raise InputError(f"--distributed: --mode={mode} runs in one process; leave the flag out")
+    devices.connect()
   refuse_links(workdir if mode in ("train", "evaluate") else output)
   inputs = [Path(name) for name in INPUT.value or ()]
   if mode in ("predict", "compare") and not inputs:
@@ -157,10 +185,13 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     return
   config = read_config(mode, workdir, recipe_named, jax.default_backend())
   logger = logging.getLogger("medlitenet_jax")
+  if not devices.is_first():
+    logger.setLevel(logging.WARNING)
   logger.info(
-    "%s: %s %s, %s, %d x %s",
+    "%s: %s %s, %s, %d x %s%s",
     *(mode, config.model.name, config.model.variant, config.precision),
     *(jax.device_count(), jax.devices()[0].device_kind),
+    f" in {jax.process_count()} processes" if DISTRIBUTED.value else "",
   )
   for name, value in (
     ("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")),
@@ -248,7 +279,7 @@ def main() -> None:
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)
-    sys.exit(130)
+    leave(130)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax import report
+from medlitenet_jax import devices, report
 from medlitenet_jax.benchmark_loop import (
   time_evaluation,
   time_loop,
@@ -99,8 +99,9 @@ def benchmark(
     What `benchmark.json` holds.
 
   Raises:
-    InputError: if the run or its data cannot be used.
+    InputError: if the run or its data cannot be used, or the devices cannot share a batch.
   """
+  devices.check_shares("train.batch_size", config.train.batch_size)
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
     # Apart, for a plain training step of many seconds would let the caches of the others go cold.
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))

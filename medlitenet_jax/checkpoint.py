@@ -1,6 +1,7 @@
 """Saves and restores a run: the state of training together with the position in the data."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from medlitenet_jax import devices
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import TrainState
@@ -62,7 +64,7 @@ class Checkpoints:
     self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
     self._read_only = read_only
     if not read_only:
-      self._pass_over_half_written()
+      devices.on_first(self._pass_over_half_written)
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
@@ -123,9 +125,13 @@ class Checkpoints:
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Gives a checkpoint that was saved between validations its scores."""
-    path = self._folder / str(step) / METRICS / METRICS
-    path.parent.mkdir(exist_ok=True)
-    replace_file(path, json.dumps(dict(metrics)))
+
+    def write() -> None:
+      path = self._folder / str(step) / METRICS / METRICS
+      path.parent.mkdir(exist_ok=True)
+      replace_file(path, json.dumps(dict(metrics)))
+
+    devices.on_first(write)
     self._manager.reload()
 
   def resume(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState | None:
@@ -148,9 +154,8 @@ class Checkpoints:
       except InputError as error:
         refused[step] = error
         continue
-      for damaged, refusal in refused.items():
-        self._put_aside(self._folder / str(damaged), _reason(refusal.__cause__ or refusal))
       if refused:
+        devices.on_first(functools.partial(self._put_all_aside, refused))
         self._manager.reload()
       return restored
     if refused:
@@ -171,11 +176,24 @@ class Checkpoints:
     Raises:
       InputError: if the checkpoint is damaged or not of this state.
     """
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(_on_this_device(state)),
-      data=grain.checkpoint.CheckpointRestore(batches),
-    )
-    return self._restore(step, args)
+    wanted = _on_these_devices(state)
+    restored = self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+    self._restore_position(step, batches)
+    return restored
+
+  def _restore_position(self, step: int, batches: grain.DatasetIterator) -> None:
+    """Moves to the position in the data that process 0 has saved.
+
+    It is counted in batches and so is that of every process, however many there are now.
+    """
+    checkpoint = Path(self._manager.directory) / str(step)
+    try:
+      path = next((checkpoint / "data").glob("process_0-of-*.json"))
+      batches.set_state(json.loads(path.read_text()))
+    except StopIteration as error:
+      raise InputError(_unrestorable(checkpoint, "no position in the data")) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+      raise InputError(_unrestorable(checkpoint, error)) from error
 
   def restore_ema(self, step: int, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Reads nothing but the averaged network.
@@ -190,7 +208,7 @@ class Checkpoints:
     Raises:
       InputError: if the checkpoint is damaged or of another network.
     """
-    wanted = _on_this_device(
+    wanted = _on_these_devices(
       {"ema_params": variables["params"], "ema_batch_stats": variables["batch_stats"]}
     )
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
@@ -206,10 +224,7 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=args)["state"]
     except _DAMAGE as error:
-      raise InputError(
-        f"{self._manager.directory}/{step}: cannot be restored ({_reason(error)}); remove that "
-        "folder to go on from another checkpoint, or start a new run in another --workdir"
-      ) from error
+      raise InputError(_unrestorable(Path(self._manager.directory) / str(step), error)) from error
 
   def _pass_over_half_written(self) -> None:
     """Names what a process left behind that died while it saved, and clears it away."""
@@ -230,8 +245,12 @@ class Checkpoints:
     os.replace(path, aside)
     logger.warning("Passing over %s, which is damaged (%s); kept as %s.", path, reason, aside.name)
 
+  def _put_all_aside(self, refused: Mapping[int, InputError]) -> None:
+    for step, refusal in refused.items():
+      self._put_aside(self._folder / str(step), _reason(refusal.__cause__ or refusal))
+
   def _delete_removed(self) -> None:
-    if self._read_only:
+    if self._read_only or not devices.is_first():
       return
     shutil.rmtree(self._folder / REMOVED, ignore_errors=True)
 
@@ -279,7 +298,15 @@ def _selecting_score(metrics: Mapping[str, float]) -> float:
   return metrics[SELECTED_BY]
 
 
-def _on_this_device(tree):
-  """Shapes that are restored to the first device, wherever they were saved from."""
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _unrestorable(checkpoint: Path, reason: Exception | str) -> str:
+  first_line = reason if isinstance(reason, str) else _reason(reason)
+  return (
+    f"{checkpoint}: cannot be restored ({first_line}); remove that folder to go on from another "
+    "checkpoint, or start a new run in another --workdir"
+  )
+
+
+def _on_these_devices(tree):
+  """Shapes that are restored to every device there is, whatever they were saved from."""
+  sharding = devices.replicated()
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax import metrics, report
+from medlitenet_jax import devices, metrics, report
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.image_files import read_grey, read_mask, write_grey, write_mask
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
@@ -58,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
-  shutil.rmtree(folder, ignore_errors=True)
+  devices.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
   sizes = [network.image_size for network in networks]
   rows, stages, calibration = score_cases(predict, source, sizes, config, threshold, folder)
 
@@ -66,17 +66,20 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
     **summarise_scores(rows, stages, calibration, max(sizes), config.eval.review_below),
     "protocol": _protocol(config, source, networks, seen, threshold, command),
   }
-  report.write_csv(folder / CASES_FILE, rows)
-  _draw(folder, summary, rows, source, report.read_metrics(workdir))
-  report.replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-  config_lib.save(config, folder)
-  if config.ensemble.members:
-    config_lib.save(config, workdir)
-  shutil.rmtree(final, ignore_errors=True)
-  folder.rename(final)
 
-  print(report.table(*_summary_table(summary)))
-  logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
+  def finish() -> None:
+    report.write_csv(folder / CASES_FILE, rows)
+    _draw(folder, summary, rows, source, report.read_metrics(workdir))
+    report.replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    config_lib.save(config, folder)
+    if config.ensemble.members:
+      config_lib.save(config, workdir)
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    print(report.table(*_summary_table(summary)))
+    logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
+
+  devices.on_first(finish)
   return summary
 
 
@@ -89,6 +92,8 @@ def score_cases(
   folder: Path,
 ) -> tuple[list[dict[str, Any]], list[Any], Calibration]:
   """Runs networks over a source, and scores and writes each case while the next are computed.
+
+  Each of several processes does so for its own cases, in one folder.
 
   Args:
     predict: images by size to Maps.
@@ -103,19 +108,31 @@ def score_cases(
     stages: counts after each step of the clean-up, one a case.
     calibration: over all pixels.
   """
-  for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
-    (folder / name).mkdir(parents=True)
-  calibration = Calibration()
-  rows, stages = [], []
+
+  def make_folders() -> None:
+    for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
+      (folder / name).mkdir(parents=True)
+
+  devices.on_first(make_folders)
+  own = Calibration()
+  found = []
   cases = predict_cases(predict, source, image_sizes, config)
   for case, probs, disagreement in tqdm(
-    cases, total=len(source), unit="case", desc="evaluate", dynamic_ncols=True
+    cases,
+    total=len(source),
+    unit="case",
+    desc="evaluate",
+    dynamic_ncols=True,
+    disable=not devices.is_first(),
   ):
-    scored = score_case(case, probs, disagreement, config.eval, threshold, calibration)
+    scored = score_case(case, probs, disagreement, config.eval, threshold, own)
     _write_case(folder, scored)
-    rows.append(scored.row)
-    stages.append(scored.stages)
-  return rows, stages, calibration
+    found.append((case.index, (scored.row, scored.stages)))
+  rows, stages = zip(*devices.gather_cases(found), strict=True)
+  calibration = Calibration()
+  for sums in devices.gather(own.sums()):
+    calibration.add_sums(sums)
+  return list(rows), list(stages), calibration
 
 
 def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
+from medlitenet_jax import devices
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
@@ -161,6 +162,8 @@ def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path)
     return weights
   weights = performance_weights([member["dice"] for member in members]).tolist()
   stored = [{**member, "weight": w} for member, w in zip(members, weights, strict=True)]
+  if not devices.is_first():
+    return weights
   workdir.mkdir(parents=True, exist_ok=True)
   replace_file(path, json.dumps({"val_hash": val_hash, "members": stored}, indent=2) + "\n")
   return weights
@@ -221,20 +224,22 @@ def predict_cases(
     config: resolved; `eval.batch_size`, `data` and `preprocess` are used.
 
   Yields:
-    (case, [S, S] float32 probabilities, [S, S] float32 disagreement), each case once, in order;
-    the case's photograph has the largest of the sizes.
+    (case, [S, S] float32 probabilities, [S, S] float32 disagreement), each case of this process's
+    rows once, in order; the case's photograph has the largest of the sizes.
   """
+  batch_size = devices.rows_for(config.eval.batch_size)
   batches = eval_batches(
     source,
-    batch_size=config.eval.batch_size,
+    batch_size=batch_size,
     image_sizes=image_sizes,
     preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
+    rows=devices.own_rows(batch_size),
   )
   running = None
   for batch in batches:
-    previous, running = running, (predict(batch.images), batch.cases)
+    previous, running = running, (predict(devices.share_out(batch.images)), batch.cases)
     if previous is not None:
       yield from _cases_of(*previous)
   if running is not None:
@@ -242,5 +247,7 @@ def predict_cases(
 
 
 def _cases_of(maps: Maps, cases):
+  # Where the compiler has left the maps is its own affair.
+  probs, disagreement = map(devices.own_part, jax.device_put(tuple(maps), devices.by_rows()))
   # Rows that only fill the batch have no case, so zip leaves them out.
-  return zip(cases, np.asarray(maps.probs), np.asarray(maps.disagreement), strict=False)
+  return zip(cases, probs, disagreement, strict=False)

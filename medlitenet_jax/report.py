@@ -108,6 +108,16 @@ class MetricsLog:
       stack.callback(self._file.close)
 
 
+class NoLog:
+  """Stands for the log in processes that keep none."""
+
+  def write(self, **_) -> None:
+    """Does nothing."""
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """Reads the whole lines of `metrics.jsonl` and counts the others in a warning.
 

@@ -106,9 +106,10 @@ def score_case(
     "width": truth.shape[1],
     "lesion_fraction": np.count_nonzero(truth) / truth.size,
     "contrast": border_contrast(case.image, small_truth),
-    "confidence": expected_dice(probs, small),
-    "mean_entropy": float(entropy.mean()),
-    "mean_disagreement": float(disagreement.mean()),
+    # Sums of single precision: the digits behind these depend on how many devices shared a batch.
+    "confidence": round(expected_dice(probs, small), 5),
+    "mean_entropy": round(float(entropy.mean()), 5),
+    "mean_disagreement": round(float(disagreement.mean()), 5),
     **{f"{AT_NETWORK_SIZE}{name}": int(n) for name, n in small_counts._asdict().items()},
   }
   effects = {name: _scores(c) for name, c in counts.items()}

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from medlitenet_jax.report import MetricsLog
+from medlitenet_jax import devices
+from medlitenet_jax.report import MetricsLog, NoLog
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class SkippedBatches:
     too_many: whether as many in a row were skipped as a run puts up with.
   """
 
-  def __init__(self, log: MetricsLog, *, skipped: int, limit: int):
+  def __init__(self, log: MetricsLog | NoLog, *, skipped: int, limit: int):
     """Starts to watch.
 
     Args:
@@ -71,6 +72,8 @@ class SkippedBatches:
       self._row = []
       return
     self._skipped = skipped
+    case_ids = [name for part in devices.gather(list(batch.case_ids)) for name in part]
+    batch = batch._replace(case_ids=case_ids)
     self._row.append(batch)
     figures = {name: float(batch.figures[name]) for name in ("loss", "grad_norm", "skipped")}
     bad = "gradient" if np.isfinite(figures["loss"]) else "loss"

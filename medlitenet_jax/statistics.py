@@ -149,6 +149,15 @@ class Calibration:
     self._predicted += np.bincount(place, probs.ravel(), self.bins)
     self._observed += np.bincount(place, truth.ravel(), self.bins)
 
+  def sums(self) -> list[list[int] | list[float]]:
+    """What `add` has added up, to be brought together with that of other cases."""
+    return [sums.tolist() for sums in (self._pixels, self._predicted, self._observed)]
+
+  def add_sums(self, sums: Sequence[Sequence[float]]) -> None:
+    """Counts the pixels of other cases, by their `sums`."""
+    for own, other in zip((self._pixels, self._predicted, self._observed), sums, strict=True):
+      own += np.asarray(other, own.dtype)
+
   def summary(self) -> dict[str, Any]:
     """Mean prediction and observed share of each bin, and the expected calibration error.
 

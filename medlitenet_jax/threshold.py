@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax import devices
 from medlitenet_jax.data.sources import create_source, split_hash
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import read_json
@@ -68,8 +69,16 @@ def choose_threshold(
   source = create_source(config.data, "val", config.seed)
   sizes = [network.image_size for network in networks]
   cases = predict_cases(predict, source, sizes, config)
-  bar = tqdm(cases, total=len(source), unit="case", desc="threshold", dynamic_ncols=True)
-  dice = np.mean([dice_by_threshold(probs, case.mask) for case, probs, _ in bar], axis=0)
+  bar = tqdm(
+    cases,
+    total=len(source),
+    unit="case",
+    desc="threshold",
+    dynamic_ncols=True,
+    disable=not devices.is_first(),
+  )
+  curves = ((case.index, dice_by_threshold(probs, case.mask).tolist()) for case, probs, _ in bar)
+  dice = np.mean(devices.gather_cases(curves), axis=0)
   best = np.flatnonzero(dice[1:] == dice[1:].max()) + 1
   chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)
   record = {
@@ -79,7 +88,8 @@ def choose_threshold(
     "val_hash": split_hash(source.case_ids),
     "made_by": _identity(networks, config),
   }
-  replace_file(workdir / THRESHOLD_FILE, json.dumps(record, indent=2) + "\n")
+  text = json.dumps(record, indent=2) + "\n"
+  devices.on_first(lambda: replace_file(workdir / THRESHOLD_FILE, text))
   return chosen
 
 

@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax import metrics, optim, report
+from medlitenet_jax import devices, metrics, optim, report
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
@@ -177,7 +177,7 @@ def create_train_step(
 ) -> jax.stages.Wrapped:
   """Compiles the step of a run: (state, batch) to (state, figures), the state given away.
 
-  The batch holds the arrays of `train_batches`.
+  The batch holds the arrays of `train_batches`, of which every device takes its rows.
   """
   learn = functools.partial(
     train_step,
@@ -198,7 +198,8 @@ def create_train_step(
       image, mask = unpack_views(batch, policy)
     return learn(state, image, mask)
 
-  return jax.jit(step, donate_argnums=0)
+  whole, shared = devices.replicated(), devices.by_rows()
+  return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)
 
 
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
@@ -213,6 +214,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
     on_device=config.data.augment_on == "device",
+    rows=devices.own_rows(config.train.batch_size),
   )
 
 
@@ -238,11 +240,13 @@ def validate(
     The mean over cases of each name in `metrics.SCORES`; None if cases were left out.
   """
   maps = functools.partial(predict, [variables])
-  rows = []
-  for case, probs, _ in predict_cases(maps, source, [config.eval.image_size], config):
+  cases = predict_cases(maps, source, [config.eval.image_size], config)
+  own: list[tuple[int, dict[str, float]]] = []
+  for case, probs, _ in cases:
     if stopped():
       return None
-    rows.append(plain_scores(probs, case.mask))
+    own.append((case.index, plain_scores(probs, case.mask)))
+  rows = devices.gather_cases(own)
   return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 
 
@@ -264,6 +268,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
+  devices.check_shares("train.batch_size", config.train.batch_size)
   sources = {
     name: create_source(config.data, name, config.seed, to_score=name == "val")
     for name in ("train", "val")
@@ -279,10 +284,14 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
   initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
-    stack.enter_context(open_workdir(config, workdir, sources, force=force))
+    folder = open_workdir(config, workdir, sources, force=force)
+    devices.on_first(lambda: stack.enter_context(folder))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
     restored = checkpoints.resume(jax.eval_shape(initialise), batches)
-    state = jax.jit(initialise)() if restored is None else restored
+    if restored is None:
+      state = jax.jit(initialise, out_shardings=devices.replicated())()
+    else:
+      state = restored
     start = seen = int(state.micro_step)
     if start > plan.total_steps:
       raise InputError(
@@ -291,11 +300,21 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     if start:
       logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
     validated = bool(start and checkpoints.metrics(start))
-    log = stack.enter_context(
-      contextlib.closing(report.MetricsLog(workdir, resume_step=start, validated=validated))
+    first = devices.is_first()
+    log = (
+      report.MetricsLog(workdir, resume_step=start, validated=validated)
+      if first
+      else report.NoLog()
     )
+    stack.enter_context(contextlib.closing(log))
     bar = stack.enter_context(
-      tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
+      tqdm(
+        total=plan.total_steps,
+        initial=start,
+        unit="batch",
+        dynamic_ncols=True,
+        disable=not first,
+      )
     )
     meter = Meter(config.train.batch_size)
     skips = SkippedBatches(log, skipped=int(state.skipped), limit=config.train.max_skipped_in_a_row)
@@ -307,12 +326,20 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
       every = config.train.validate_every_epochs * plan.epoch_steps
       return step == plan.total_steps or step % every == 0
 
+    def stopping(step: int) -> bool:
+      """Several processes ask each other, now and then, for they must end at one batch."""
+      if jax.process_count() == 1:
+        return stopped()
+      return step % config.train.log_every_steps == 0 and any(devices.gather(stopped()))
+
     def validate_at(step: int) -> dict[str, float] | None:
-      scores = validate(predict, fold(state.ema_variables), sources["val"], config, stopped)
+      hurried = stopped if jax.process_count() == 1 else lambda: False
+      scores = validate(predict, fold(state.ema_variables), sources["val"], config, hurried)
       if scores is not None:
         log.write(step=step, epoch=epoch_at(step), split="val", figures=scores)
         dice, iou = scores["dice"], scores["iou"]
-        bar.write(f"epoch {epoch_at(step):.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
+        if first:
+          bar.write(f"epoch {epoch_at(step):.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
       meter.restart()
       return scores
 
@@ -321,7 +348,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
 
     window = profile_window(
       start_step=config.profile.start_step,
-      num_steps=config.profile.num_steps,
+      num_steps=config.profile.num_steps if first else 0,
       folder=workdir / "profile",
       program=program,
     )
@@ -331,11 +358,12 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
       if scores is not None:
         checkpoints.add_metrics(start, scores)
     for step in range(start + 1, plan.total_steps + 1):
-      if stopped() or skips.too_many:
+      if stopping(step - 1) or skips.too_many:
         break
       at_step(step - 1, state)
       batch = next(batches)
       case_ids = batch.pop("case_id")
+      batch = devices.share_out(batch)
       meter.spent_on("waiting")
       state, figures = step_fn(state, batch)
       seen = step
@@ -364,11 +392,16 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
         "config.train.max_skipped_in_a_row ended the run"
       )
     unfinished = seen < plan.total_steps or not checkpoints.metrics(seen)
-    if stopped.signal is not None and unfinished:
+    signal = max(devices.gather(stopped.signal or 0))
+    if signal and unfinished:
       raise Stopped(
-        stopped.signal,
+        signal,
         f"after batch {seen} of {plan.total_steps}; the same command goes on from there",
       )
     best_step = checkpoints.best_step
-  curves = draw_curves(report.read_metrics(workdir), workdir)
-  logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
+
+  def finish() -> None:
+    curves = draw_curves(report.read_metrics(workdir), workdir)
+    logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
+
+  devices.on_first(finish)

@@ -103,6 +103,34 @@ def test_state_and_position_come_back_exactly(tmp_path, precision):
   assert seen != [batch["case_id"] for batch in expected]
 
 
+def test_position_of_several_processes_serves_any_number(tmp_path):
+  data = batches()
+  next(data)
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(at(4), data, {"dice": 0.5})
+  expected = next(data)
+  folder = tmp_path / "checkpoints" / "4" / "data"
+  text = (folder / "process_0-of-1.json").read_text()
+  (folder / "process_0-of-1.json").unlink()
+  for name in ("process_0-of-2.json", "process_1-of-2.json"):
+    (folder / name).write_text(text)
+  moved = batches()
+  with opened(tmp_path) as checkpoints:
+    checkpoints.restore(4, shapes(), moved)
+  assert next(moved)["case_id"] == expected["case_id"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]"])
+def test_damaged_position_is_refused(tmp_path, text):
+  save(tmp_path, {1: 0.5})
+  path = tmp_path / "checkpoints" / "1" / "data" / "process_0-of-1.json"
+  path.unlink()
+  if text is not None:
+    path.write_text(text)
+  with opened(tmp_path) as checkpoints, pytest.raises(InputError, match=r"/1: cannot be restored"):
+    checkpoints.restore(1, shapes(), batches())
+
+
 @pytest.mark.parametrize(
   ("dice", "kept", "best"),
   [

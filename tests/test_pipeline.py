@@ -142,6 +142,50 @@ def test_saved_position_gives_the_batches_that_would_have_followed(seen):
   assert_equal(take(resumed, 5), expected)
 
 
+@pytest.mark.parametrize("processes", [2, 4])
+def test_rows_of_all_processes_are_the_batch(processes):
+  whole = take(open_train(), 5)
+  share = BATCH // processes
+  rows_of = [range(p * share, (p + 1) * share) for p in range(processes)]
+  parts = [take(open_train(rows=rows, num_threads=p + 1), 5) for p, rows in enumerate(rows_of)]
+  for number, batch in enumerate(whole):
+    own = [part[number] for part in parts]
+    assert [name for part in own for name in part["case_id"]] == batch["case_id"]
+    for name in ("image", "mask"):
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in own]), batch[name])
+
+
+def test_position_saved_by_one_process_is_that_of_each():
+  batches = open_train()
+  take(batches, 3)
+  expected = next(open_after(batches.get_state(), rows=range(2, 4)))
+  whole = next(batches)
+  assert expected["case_id"] == whole["case_id"][2:]
+  np.testing.assert_array_equal(expected["image"], whole["image"][2:])
+
+
+def open_after(state, **settings):
+  batches = open_train(**settings)
+  batches.set_state(state)
+  return batches
+
+
+def test_processes_read_their_own_cases_alone():
+  read = []
+
+  class Noting(SyntheticSource):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  source = Noting(seed=0, first=0, count=9, image_size=40)
+  batches = list(open_eval(source, rows=range(2, 4)))
+  assert [[case.index for case in batch.cases] for batch in batches] == [[2, 3], [6, 7], []]
+  assert sorted(read) == [2, 3, 6, 7]
+  assert all(batch.images[32].shape == (2, 32, 32, 3) for batch in batches)
+  assert not batches[-1].images[32].any()
+
+
 def test_image_sizes_switch_at_their_batch():
   sizes = [32, 32, 32, 64, 64, 96, 96]
   batches = open_train(image_size_at=lambda step: sizes[step], num_threads=4, prefetch_batches=3)

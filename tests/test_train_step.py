@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import get_config
-from medlitenet_jax import optim
+from medlitenet_jax import devices, optim
 from medlitenet_jax.losses import segmentation_loss
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.preprocess import normalize
@@ -63,7 +63,8 @@ def create_run(*, precision="float32", dropout=0.0, accumulation=1):
     clip_norm=config.optim.clip_norm,
     accumulation=accumulation,
   )
-  initialise = jax.jit(functools.partial(create_state, model, tx, config.seed, precision))
+  begin = functools.partial(create_state, model, tx, config.seed, precision)
+  initialise = jax.jit(begin, out_shardings=devices.replicated())
   return Run(config, model, tx, create_train_step(config, model, tx), initialise)
 
 

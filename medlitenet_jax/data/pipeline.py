@@ -42,6 +42,7 @@ def train_batches(
   num_threads: int,
   prefetch_batches: int,
   on_device: bool = False,
+  rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
   """Endless batches of augmented cases, every case once an epoch in an order new each epoch.
 
@@ -59,12 +60,14 @@ def train_batches(
     num_threads: that read.
     prefetch_batches: that are kept ready.
     on_device: whether augmentations are only drawn, for `unpack_views` to do.
+    rows: of each batch, that are read; None: all.
 
   Returns:
     Iterator over {"image": [B, S, S, 3] uint8, "mask": [B, S, S, 1] uint8, "case_id": B names} or,
-    on the device, over the arrays of `pack_view` for B photographs, and the names; its state can be
-    saved and restored.
+    on the device, over the arrays of `pack_view` for B photographs, and the names, B being the
+    number of rows read; its state can be saved and restored, whatever rows are read then.
   """
+  rows = range(batch_size) if rows is None else rows
 
   def prepare(position: int, case: Case) -> dict[str, np.ndarray | str]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
@@ -77,17 +80,18 @@ def train_batches(
     image, mask = augment(rng, clean, mask, image_size, policy)
     return {"image": image, "mask": mask[..., None], "case_id": case.case_id}
 
-  def collate(cases: Sequence[dict]) -> dict:
+  def read(step: int, indices: np.ndarray) -> dict:
+    cases = [prepare(step * batch_size + row, source[int(indices[row])]) for row in rows]
     names = {name: [case[name] for case in cases] for name in cases[0]}
     return {n: values if n == "case_id" else np.stack(values) for n, values in names.items()}
 
   dataset = (
-    grain.MapDataset.source(source)
+    grain.MapDataset.range(len(source))
     .seed(seed)
     .shuffle()
     .repeat()
-    .map_with_index(prepare)
-    .batch(batch_size, drop_remainder=True, batch_fn=collate)
+    .batch(batch_size, drop_remainder=True)
+    .map_with_index(read)
     .to_iter_dataset(
       grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
     )
@@ -103,6 +107,7 @@ def eval_batches(
   preprocessing: Preprocessing,
   num_threads: int,
   prefetch_batches: int,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[EvalBatch]:
   """Every case of a source once, in order, squashed to the squares that networks see.
 
@@ -113,10 +118,12 @@ def eval_batches(
     preprocessing: of what the networks see.
     num_threads: that read.
     prefetch_batches: that are kept ready.
+    rows: of each batch, that are read; None: all.
 
   Returns:
-    Iterator over batches.
+    Iterator over batches, as many for any rows; the last one may hold no case.
   """
+  rows = range(batch_size) if rows is None else rows
   sizes = sorted(set(image_sizes))
 
   def shrink(case) -> tuple[Any, dict[int, np.ndarray]]:
@@ -127,16 +134,18 @@ def eval_batches(
     image = images[largest] if same else resize_image(case.image, largest, largest)
     return dataclasses.replace(case, image=image), images
 
-  def collate(shrunk: Sequence[tuple[Any, dict[int, np.ndarray]]]) -> EvalBatch:
-    images = {size: np.zeros((batch_size, size, size, 3), np.uint8) for size in sizes}
-    for size, rows in images.items():
-      rows[: len(shrunk)] = [at_size[size] for _, at_size in shrunk]
+  def read(step: int) -> EvalBatch:
+    indices = [step * batch_size + row for row in rows]
+    shrunk = [shrink(source[index]) for index in indices if index < len(source)]
+    images = {size: np.zeros((len(rows), size, size, 3), np.uint8) for size in sizes}
+    for size, filled in images.items():
+      for place, (_, at_size) in enumerate(shrunk):
+        filled[place] = at_size[size]
     return EvalBatch(images, [case for case, _ in shrunk])
 
   return iter(
-    grain.MapDataset.source(source)
-    .map(shrink)
-    .batch(batch_size, batch_fn=collate)
+    grain.MapDataset.range(-(-len(source) // batch_size))
+    .map(lambda step: read(int(step)))
     .to_iter_dataset(
       grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
     )
