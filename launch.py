@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-import threading
 from pathlib import Path
 
 from absl import flags
@@ -119,17 +118,6 @@ def set_up_cache() -> str:
   return jax.config.values["jax_compilation_cache_dir"] or ""
 
 
-def quieten_native_threads() -> None:
-  """Leaves out what threads of TensorStore print of a save that failed, which is raised as well."""
-  usual = sys.excepthook
-
-  def report(*error) -> None:
-    if threading.current_thread() is threading.main_thread():
-      usual(*error)
-
-  sys.excepthook = report
-
-
 def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
@@ -214,7 +202,6 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   recipe_named = parse_flags()
   set_up_allocator()
-  quieten_native_threads()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
