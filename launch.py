@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -150,17 +149,6 @@ def set_up_cache() -> str:
   return jax.config.values["jax_compilation_cache_dir"] or ""
 
 
-def quieten_native_threads() -> None:
-  """Leaves out what threads of TensorStore print of a save that failed, which is raised as well."""
-  usual = sys.excepthook
-
-  def report(*error) -> None:
-    if threading.current_thread() is threading.main_thread():
-      usual(*error)
-
-  sys.excepthook = report
-
-
 def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
@@ -255,7 +243,6 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   recipe_named = parse_flags()
   set_up_allocator()
-  quieten_native_threads()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
@@ -273,7 +260,7 @@ def main() -> None:
     refuse(f"{error.filename or workdir}: {error.strerror or error}")
   except Stopped as stopped:
     print(f"launch.py: {stopped}", file=sys.stderr)
-    sys.exit(128 + stopped.signal)
+    leave(128 + stopped.signal)
   except MemoryError:
     refuse("not enough memory; set smaller sizes or batches, or fewer config.data.num_threads")
   except KeyboardInterrupt:
