@@ -33,8 +33,9 @@ from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
-from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+from medlitenet_jax.state import DTYPES, TrainState, create_state, start_from, stream_key
 from medlitenet_jax.trace import profile_window
+from medlitenet_jax.weights import find_weights, read_weights
 from medlitenet_jax.workdir import open_workdir
 
 logger = logging.getLogger(__name__)
@@ -270,6 +271,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
       logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
     else:
       state = jax.jit(initialise)()
+      if config.train.start_from:
+        state = start_from(state, read_weights(find_weights(config.train.start_from)).variables)
+        logger.info("Starting from %s.", config.train.start_from)
     log = stack.enter_context(contextlib.closing(report.MetricsLog(workdir, resume_step=start)))
     bar = stack.enter_context(
       tqdm(total=plan.total_steps, initial=start, unit="batch", dynamic_ncols=True)
