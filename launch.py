@@ -19,6 +19,7 @@ MODES = {
   "prepare": "fetch a public data set, or read it from config.data.raw, and reduce it once",
   "train": "train, or go on where an earlier call stopped",
   "evaluate": "score the best checkpoint of --workdir, or an ensemble, on config.eval.split",
+  "export": "write the network of --workdir as weights files, into --output",
   "predict": "outline the lesions in the photographs of --input, into --output",
   "compare": "set the evaluations in the folders of --input side by side",
   "benchmark": "time the network and its training step against the plain form",
@@ -29,6 +30,8 @@ MODES = {
 SHARED_MODES = ("train", "evaluate")  # that several processes can do together
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
+USING_WEIGHTS = ("evaluate", "predict", "export")
+DEFAULT_WEIGHTS = "base"
 BASE_RECIPE = ROOT / "configs" / "base.py"
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -38,6 +41,12 @@ MODE = flags.DEFINE_enum(
   "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME_OF_CONFIG.")
+WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "Weights file, or name of a released one, in place of the checkpoint of --workdir; "
+  "predict takes the released base if neither is given.",
+)
 INPUT = flags.DEFINE_multi_string(
   "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
 )
@@ -171,7 +180,8 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
 
     compare(inputs, output)
     return
-  config = read_config(mode, workdir, recipe_named, jax.default_backend())
+  weights = choose_weights(mode, recipe_named)
+  config = read_config(mode, workdir, weights, recipe_named, jax.default_backend())
   logger = logging.getLogger("medlitenet_jax")
   if not devices.is_first():
     logger.setLevel(logging.WARNING)
@@ -194,18 +204,22 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   elif mode == "evaluate":
     from medlitenet_jax.evaluate import evaluate
 
-    evaluate(config, workdir, " ".join(["python", *map(shlex.quote, sys.orig_argv[1:])]))
+    evaluate(config, workdir, " ".join(["python", *map(shlex.quote, sys.orig_argv[1:])]), weights)
   elif mode == "predict":
     from medlitenet_jax.predict import predict
 
-    predict(config, workdir, inputs, output, MM_PER_PIXEL.value)
+    predict(config, workdir, inputs, output, MM_PER_PIXEL.value, weights)
+  elif mode == "export":
+    from medlitenet_jax.export import export
+
+    export(config, workdir, weights, output)
   elif mode == "benchmark":
     from medlitenet_jax.benchmark import benchmark
 
     if not WORKDIR.value:
       benchmark(config, output)
     else:
-      trained = read_config("evaluate", workdir, recipe_named, jax.default_backend())
+      trained = read_config("evaluate", workdir, None, recipe_named, jax.default_backend())
       benchmark(config if recipe_named else trained, output, (trained, workdir))
   elif mode == "describe":
     from medlitenet_jax.describe import describe
@@ -225,16 +239,42 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     train(config, workdir, force=FORCE.value)
 
 
-def read_config(mode: str, workdir: Path, recipe_named: bool, platform: str):
-  """Resolves the recipe, or what a trained network's folder says in its place."""
+def choose_weights(mode: str, recipe_named: bool) -> Path | None:
+  """Finds the weights file that --weights names, or the one that is used without it."""
+  from medlitenet_jax.errors import InputError
+
+  if WEIGHTS.value is not None:
+    if mode not in USING_WEIGHTS:
+      raise InputError(f"--weights: --mode={mode} uses none; leave it out")
+    if WORKDIR.value is not None and mode != "evaluate":  # which writes there
+      raise InputError("--weights and --workdir both name a network; give one of them")
+    from medlitenet_jax.weights import find_weights
+
+    return find_weights(WEIGHTS.value)
+  if mode == "predict" and not recipe_named and WORKDIR.value is None:
+    from medlitenet_jax.weights import RELEASED, SUFFIX
+
+    released = RELEASED / f"{DEFAULT_WEIGHTS}{SUFFIX}"
+    return released if released.is_file() else None
+  return None
+
+
+def read_config(mode: str, workdir: Path, weights: Path | None, recipe_named: bool, platform: str):
+  """Resolves the recipe, or what a trained network's folder or file says in its place."""
   from medlitenet_jax import config as config_lib
 
   recipe = CONFIG.value
-  if mode not in ("evaluate", "predict") or (recipe_named and recipe.ensemble.members):
+  trained = mode in ("evaluate", "predict", "export")
+  if not trained or (recipe_named and recipe.ensemble.members):
     return config_lib.resolve(recipe, platform)
-  saved = config_lib.load(workdir)
+  if weights is None:
+    saved = config_lib.load(workdir)
+  else:
+    from medlitenet_jax.weights import read_weights
+
+    saved = read_weights(weights).config
   if recipe_named:
-    config_lib.refuse_other_network(workdir, saved, config_lib.resolve(recipe, platform))
+    config_lib.refuse_other_network(weights or workdir, saved, config_lib.resolve(recipe, platform))
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
   return config_lib.for_evaluation(saved, overrides, platform, recipe)
 

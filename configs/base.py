@@ -140,6 +140,7 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict()
   config.train.epochs = 300  # as the paper's Table II; its text says 165
+  config.train.start_from = ""  # weights file or released name to go on from; "": at random
   config.train.max_steps = 0  # batches (micro-steps); 0: by epochs
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; an equal share of the run each, in order

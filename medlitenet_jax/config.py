@@ -53,6 +53,7 @@ BEFORE_THEM = {
   "preprocess.hair_removal": False,
   "preprocess.color_constancy": "none",
   "data.augment_on": "host",
+  "train.start_from": "",
   "data.working_size": 768,
   "data.mask_suffix": "_segmentation",
   "data.group_column": "",
@@ -424,6 +425,11 @@ def load(workdir: Path) -> ConfigDict:
     raise InputError(f"{path}: not JSON ({error}); restore it or start a new run") from error
   if not isinstance(tree, dict) or "model" not in tree:
     raise InputError(f"{path}: not a configuration of this project; start a new run")
+  return from_tree(tree)
+
+
+def from_tree(tree: Mapping[str, Any]) -> ConfigDict:
+  """The configuration that JSON holds, locked."""
   return ConfigDict(_lists_to_tuples(tree)).lock()
 
 

@@ -33,7 +33,9 @@ GRID_ROWS = 8
 PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
 
 
-def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
+def evaluate(
+  config: ConfigDict, workdir: Path, command: str, weights: Path | None = None
+) -> dict[str, Any]:
   """Scores a run's checkpoint, or an ensemble of runs, on a split.
 
   Args:
@@ -42,6 +44,7 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
     workdir: folder of the run or ensemble; `eval/SPLIT/` in it receives masks, tables, pictures
       and `report.html`, and is replaced once everything is written.
     command: that asked for it, for the protocol.
+    weights: a weights file that is scored in place of the run's checkpoint.
 
   Returns:
     The summary, as `summary.json` holds it.
@@ -52,7 +55,7 @@ def evaluate(config: ConfigDict, workdir: Path, command: str) -> dict[str, Any]:
   """
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
-  networks = load_networks(config, workdir)
+  networks = load_networks(config, workdir, weights)
   seen = _seen_cases(networks, source.case_ids, split)
   predict = compile_networks(networks, config.eval.tta)
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)

@@ -23,11 +23,12 @@ from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import read_json
 from medlitenet_jax.models.fold import fold_batch_norm
-from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import DTYPES
 from medlitenet_jax.tta import six_views
+from medlitenet_jax.weights import RELEASED, SUFFIX, find_weights, read_weights
 from medlitenet_jax.workdir import read_cases
 
 logger = logging.getLogger(__name__)
@@ -55,13 +56,14 @@ class Network(NamedTuple):
   seen: dict[str, list[str]]
 
 
-def load_networks(config: ConfigDict, workdir: Path) -> list[Network]:
+def load_networks(config: ConfigDict, workdir: Path, weights: Path | None = None) -> list[Network]:
   """Reads the networks that a configuration is evaluated with.
 
   Args:
     config: resolved; of a run, or of an ensemble, whose members are rebuilt from their own
-      `config.json` and see their own size of image.
+      configuration and see their own size of image.
     workdir: folder of the run, or of the ensemble, where the members' weights are kept.
+    weights: a weights file that is read in place of the run's checkpoint.
 
   Returns:
     The run's network, or the members with the weights of `workdir/ensemble.json`, which is written
@@ -73,26 +75,35 @@ def load_networks(config: ConfigDict, workdir: Path) -> list[Network]:
       or if a member is not the one that was weighted.
   """
   if not config.ensemble.members:
-    return [_load_network(config, workdir)]
-  networks = [
-    _load_network(_member_config(config, Path(member)), Path(member))
-    for member in config.ensemble.members
-  ]
+    return [_load_network(config, workdir) if weights is None else _from_weights(config, weights)]
+  networks = [_load_member(config, member) for member in config.ensemble.members]
   hashes = {split_hash(network.seen["val"]) for network in networks}
   if len(hashes) > 1:
     raise InputError(
       f"{workdir}: the members were selected on different validation cases, so their Dice cannot "
       "weight them; train them on one split"
     )
-  weights = _ensemble_weights(networks, hashes.pop(), workdir)
-  return [network._replace(weight=w) for network, w in zip(networks, weights, strict=True)]
+  shares = _ensemble_weights(networks, hashes.pop(), workdir)
+  return [network._replace(weight=w) for network, w in zip(networks, shares, strict=True)]
 
 
-def _member_config(config: ConfigDict, member: Path) -> ConfigDict:
+def _load_member(config: ConfigDict, member: str) -> Network:
+  """Reads the run in a folder, or a weights file by its path or released name."""
+  if Path(member).is_dir() or not _names_weights(member):
+    own = _member_config(config, member, config_lib.load(Path(member)))
+    return _load_network(own, Path(member))
+  path = find_weights(member)
+  return _from_weights(_member_config(config, member, read_weights(path).config), path)
+
+
+def _names_weights(member: str) -> bool:
+  return member.endswith(SUFFIX) or (RELEASED / f"{member}{SUFFIX}").is_file()
+
+
+def _member_config(config: ConfigDict, member: str, saved: ConfigDict) -> ConfigDict:
   overrides = {"precision": config.precision, "eval.checkpoint": config.eval.checkpoint}
   if config.eval.image_size:
     overrides["eval.image_size"] = config.eval.image_size
-  saved = config_lib.load(member)
   own = config_lib.for_evaluation(saved, overrides, jax.default_backend(), config)
   for name, value in own.preprocess.items():
     if value != config.preprocess[name]:
@@ -104,7 +115,40 @@ def _member_config(config: ConfigDict, member: Path) -> ConfigDict:
   return own
 
 
+def _from_weights(config: ConfigDict, path: Path) -> Network:
+  weights = read_weights(path)
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  origin = {
+    **weights.origin,
+    "run": str(path),
+    "network_size": config.eval.image_size,
+    "weights_sha256": weights.sha256,
+  }
+  variables = jax.jit(fold_batch_norm)(weights.variables)
+  return Network(model, variables, config.eval.image_size, 1.0, origin, weights.seen)
+
+
 def _load_network(config: ConfigDict, workdir: Path) -> Network:
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  variables, origin = load_averaged(config, workdir)
+  folded = jax.jit(fold_batch_norm)(variables)
+  return Network(model, folded, config.eval.image_size, 1.0, origin, read_cases(workdir))
+
+
+def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the averaged network of a run as it was trained, and where it comes from.
+
+  Args:
+    config: resolved, of the run; `eval.checkpoint` says which checkpoint.
+    workdir: folder of the run.
+
+  Returns:
+    variables: "params" and "batch_stats".
+    origin: as `Network` has it.
+
+  Raises:
+    InputError: if there is no checkpoint, or it is of another network.
+  """
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   which = config.eval.checkpoint
   with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
@@ -116,8 +160,6 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
       )
     if step is None:
       raise InputError(f"{workdir}: no checkpoint in it yet; train first")
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     origin = {
       "run": str(workdir),
       "model": config.model.name,
@@ -128,9 +170,7 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
       "selected_by": "highest validation Dice" if which == "best" else "newest",
       "validation": dict(checkpoints.metrics(step)),
     }
-    variables = jax.jit(fold_batch_norm)(checkpoints.restore_ema(step, shapes))
-  seen = read_cases(workdir)
-  return Network(model, variables, config.eval.image_size, 1.0, origin, seen)
+    return checkpoints.restore_ema(step, variable_shapes(model)), origin
 
 
 def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path) -> list[float]:

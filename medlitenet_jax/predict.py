@@ -140,6 +140,7 @@ def predict(
   inputs: Sequence[Path],
   output: Path,
   mm_per_pixel: float | None = None,
+  weights: Path | None = None,
 ) -> None:
   """Outlines the lesions in photographs; a second call goes on where the first stopped.
 
@@ -151,6 +152,7 @@ def predict(
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
     mm_per_pixel: scale of the photographs, or None.
+    weights: a weights file that is used in place of the run's checkpoint.
 
   Raises:
     InputError: if nothing can be predicted, if `output` was made with other settings, and, once
@@ -159,7 +161,7 @@ def predict(
   if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
     raise InputError(f"--mm_per_pixel is {mm_per_pixel!r}; it takes a number above 0")
   paths = find_photographs(inputs)
-  networks = load_networks(config, workdir)
+  networks = load_networks(config, workdir, weights)
   threshold = config.eval.threshold or read_threshold(networks, config, workdir)
   done = _open_output(output, _settings(config, networks, threshold, mm_per_pixel))
   left = [path for path in paths if not _is_done(path, done, output)]

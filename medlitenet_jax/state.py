@@ -1,6 +1,7 @@
 """Everything that training changes, as one pytree, and the keys and dtypes that it starts from."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.training import dynamic_scale as dynamic_scale_lib
+
+from medlitenet_jax.errors import InputError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -84,6 +87,28 @@ def create_state(model: nn.Module, tx: optax.MultiSteps, seed: int, precision: s
     opt_state=tx.init(params),
     loss_scale=_initial_loss_scale() if precision == "float16" else None,
   )
+
+
+def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+  """Puts a trained network in place of the random one of a new run.
+
+  Args:
+    state: before the first batch.
+    variables: "params" and "batch_stats" of the same network.
+
+  Returns:
+    The state with them, also as its average.
+
+  Raises:
+    InputError: if they are of another network.
+  """
+  own = {"params": state.params, "batch_stats": state.batch_stats}
+  if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, dict(variables)):
+    raise InputError(
+      "config.train.start_from: those weights are of another network than config.model describes"
+    )
+  first, second = (jax.tree.map(jnp.array, dict(variables)) for _ in range(2))
+  return state.replace(**first, ema_params=second["params"], ema_batch_stats=second["batch_stats"])
 
 
 def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:

@@ -34,9 +34,10 @@ from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
 from medlitenet_jax.skipped import SkippedBatches
-from medlitenet_jax.state import DTYPES, TrainState, create_state, stream_key
+from medlitenet_jax.state import DTYPES, TrainState, create_state, start_from, stream_key
 from medlitenet_jax.stop import Stopped, stop_on_signals
 from medlitenet_jax.trace import profile_window
+from medlitenet_jax.weights import find_weights, read_weights
 from medlitenet_jax.workdir import open_workdir
 
 logger = logging.getLogger(__name__)
@@ -290,6 +291,10 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     restored = checkpoints.resume(jax.eval_shape(initialise), batches)
     if restored is None:
       state = jax.jit(initialise, out_shardings=devices.replicated())()
+      if config.train.start_from:
+        learned = read_weights(find_weights(config.train.start_from)).variables
+        state = start_from(state, jax.device_put(learned, devices.replicated()))
+        logger.info("Starting from %s.", config.train.start_from)
     else:
       state = restored
     start = seen = int(state.micro_step)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.errors import InputError
@@ -83,6 +84,12 @@ def _check(fields: Mapping[str, Any]) -> None:
   for field, (holds, takes) in rules.items():
     if not holds:
       raise InputError(f"config.model.{field} {takes}; {fields[field]!r} is not")
+
+
+def variable_shapes(model: nn.Module) -> dict[str, Any]:
+  """Shapes of a network's parameters and running statistics, by module."""
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
