@@ -131,7 +131,7 @@ def test_checkpoint_of_two_processes_is_one_of_one():
   path = trained(1) / "checkpoints" / str(STEPS) / "state"
   expected = ocp.StandardCheckpointer().restore(path)
   like = {"params": expected["ema_params"], "batch_stats": expected["ema_batch_stats"]}
-  with contextlib.closing(Checkpoints(trained(2, processes=2), read_only=True)) as checkpoints:
+  with contextlib.closing(Checkpoints(trained(2, 2), read_only=True)) as checkpoints:
     assert checkpoints.latest_step == STEPS
     found = checkpoints.restore_ema(STEPS, like)
   assert jax.tree.structure(found) == jax.tree.structure(like)
@@ -157,7 +157,7 @@ def test_evaluation_is_that_of_one_device(count, processes):
 
 
 def test_only_the_first_process_keeps_a_log():
-  workdir = trained(2, processes=2)
+  workdir = trained(2, 2)
   assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
   assert (workdir / "figures" / "curves.png").exists()
 
