@@ -391,7 +391,7 @@ def for_evaluation(
           f"config.{field} is {known.get(field)!r} in the workdir and cannot be changed to "
           f"{value!r} after training"
         )
-    return resolve(config, platform)
+    return _resolved(ConfigDict(_lists_to_tuples(config.to_dict())), platform)
   except (KeyError, AttributeError, TypeError) as error:
     raise InputError(
       f"{CONFIG_FILE} of the workdir lacks a field ({str(error).splitlines()[0]}); it was made by "

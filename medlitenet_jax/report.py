@@ -151,8 +151,10 @@ def _metrics_row(line: str) -> dict[str, Any] | None:
     return None
   if not isinstance(row, dict) or not isinstance(row.get("split"), str):
     return None
-  figures = [value for name, value in row.items() if name != "split"]
+  figures = [value for name, value in row.items() if name not in ("split", "case_ids")]
   whole = type(row.get("step")) is int and all(_is_figure(value) for value in figures)
+  case_ids = row.get("case_ids", [])
+  whole = whole and isinstance(case_ids, list) and all(type(name) is str for name in case_ids)
   return row if whole and _is_figure(row.get("epoch")) and row.get("epoch") is not None else None
 
 

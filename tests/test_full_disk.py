@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path):
   path = tmp_path / "config.json"
   replace_file(path, "old")
   with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
-    patch.setattr(Path, "write_text", lambda _, text: Path("/dev/full").write_bytes(text.encode()))
+    full = Path("/dev/full")
+    patch.setattr(Path, "write_text", lambda _, text, **__: full.write_bytes(text.encode()))
     replace_file(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
