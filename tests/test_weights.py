@@ -90,7 +90,7 @@ def test_a_file_is_scored_as_the_run_is_and_knows_what_it_has_seen(exported, tmp
   )
   assert done.returncode == 0, done.stderr
   summary = json.loads((tmp_path / "scored" / "eval" / "val" / "summary.json").read_text())
-  recorded = summary["protocol"]["networks"][0]
+  recorded = summary["protocol"]["checkpoint"]
   assert summary["dice"]["mean"] == pytest.approx(recorded["validation"]["dice"], abs=1e-6)
   assert recorded["weights_sha256"] and "finished" in recorded["run"]
 
@@ -100,7 +100,7 @@ def test_neither_orbax_nor_grain_nor_tfds_is_needed(exported, photographs):
 import sys
 class Missing:
   def find_spec(self, name, path=None, target=None):
-    if name.split(".")[0] in ("orbax", "grain", "tensorflow_datasets", "array_record", "optax"):
+    if name.split(".")[0] in ("orbax", "grain", "tensorflow_datasets", "array_record"):
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 import cv2
