@@ -45,7 +45,7 @@ WEIGHTS = flags.DEFINE_string(
   "weights",
   None,
   "Weights file, or name of a released one, in place of the checkpoint of --workdir; "
-  "predict takes the released base if neither is given.",
+  "predict takes the released base, where there is one, if neither is given.",
 )
 INPUT = flags.DEFINE_multi_string(
   "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
