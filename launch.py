@@ -158,6 +158,31 @@ def set_up_cache() -> str:
   return jax.config.values["jax_compilation_cache_dir"] or ""
 
 
+LONG_COMPILATION_SECONDS = 1
+
+
+def return_memory_after_compiling() -> None:
+  """Has what a long compilation took given back to the system when it ends.
+
+  XLA fills one to two GiB with the small objects of a training step; glibc would keep them, and the
+  arrays of the run would come on top.
+  """
+  import ctypes
+
+  import jax
+
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+  if trim is None:  # not glibc
+    return
+
+  def after(event: str, duration_secs: float, **_) -> None:
+    compiled = event == "/jax/core/compile/backend_compile_duration"
+    if compiled and duration_secs > LONG_COMPILATION_SECONDS:
+      trim(0)
+
+  jax.monitoring.register_event_duration_secs_listener(after)
+
+
 def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
@@ -167,6 +192,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   from medlitenet_jax.files import refuse_links
 
   cache = set_up_cache()
+  return_memory_after_compiling()
   if DISTRIBUTED.value:
     if mode not in SHARED_MODES:
       raise InputError(f"--distributed: --mode={mode} runs in one process; leave the flag out")

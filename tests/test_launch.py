@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import subprocess
 import sys
 
 import cv2
@@ -254,6 +255,24 @@ def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_pa
   printed = [line.strip() for line in done.stdout.splitlines()]
   assert "GLIBC_TUNABLES=" in printed and "JAX_COMPILATION_CACHE_DIR=" in printed
   assert "XLA_FLAGS=--xla_cpu_multi_thread_eigen=true" in printed
+
+
+def test_memory_is_given_back_after_a_long_compilation_alone():
+  program = (
+    "import ctypes, types, launch\n"
+    "libc = types.SimpleNamespace(malloc_trim=lambda kept: print('given back'))\n"
+    "ctypes.CDLL = lambda name: libc\n"
+    "launch.return_memory_after_compiling()\n"
+    "import jax\n"
+    "jax.jit(lambda x: x + 1)(1.0)\n"
+    "print('short')\n"
+    "launch.LONG_COMPILATION_SECONDS = 0\n"
+    "jax.jit(lambda x: x - 1)(1.0)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+  )
+  assert done.stdout.split("\n") == ["short", "given back", ""], done.stderr
 
 
 def test_photograph_found_broken_while_training_is_named_without_a_traceback(tmp_path):
