@@ -16,7 +16,8 @@ from ml_collections import ConfigDict, config_flags
 
 ROOT = Path(__file__).resolve().parent
 MODES = {
-  "prepare": "fetch a public data set, or read it from config.data.raw, and reduce it once",
+  "prepare": "fetch a public data set, or read it from config.data.raw, and reduce it once; "
+  "or write the generated one as files",
   "train": "train, or go on where an earlier call stopped",
   "evaluate": "score the best checkpoint of --workdir, or an ensemble, on config.eval.split",
   "export": "write the network of --workdir as weights files, into --output",

@@ -22,7 +22,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax import devices, report
+from medlitenet_jax import devices
 from medlitenet_jax.benchmark_loop import (
   time_evaluation,
   time_loop,
@@ -34,16 +34,15 @@ from medlitenet_jax.cost import Cost, Machine, count_cost
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.device_augment import pack_view
 from medlitenet_jax.describe import count_forward, count_parts
+from medlitenet_jax.files import replace_file
 from medlitenet_jax.inference import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.state import DTYPES, create_state
 from medlitenet_jax.timing import time_interleaved
 from medlitenet_jax.trace import label_seconds, scope_of
-from medlitenet_jax.train import (
-  create_run_optimizer,
-  create_train_step,
-)
+from medlitenet_jax.train import create_run_optimizer
+from medlitenet_jax.train_step import create_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def benchmark(
   }
   output.mkdir(parents=True, exist_ok=True)
   path = output / "benchmark.json"
-  report.replace_file(path, json.dumps(result, indent=2) + "\n")
+  replace_file(path, json.dumps(result, indent=2) + "\n")
   print(page(result))
   print(f"Figures: {path}")
   return result

@@ -27,6 +27,7 @@ from medlitenet_jax.data.sources import (
 from medlitenet_jax.data.splits import SPLITS
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_cases
+from medlitenet_jax.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def check(config: ConfigDict, output: Path) -> None:
   summary = check_report.summary(config, sources, readings, problems)
 
   output.mkdir(parents=True, exist_ok=True)
-  report.replace_file(output / CHECK_FILE, json.dumps(summary, indent=2) + "\n")
+  replace_file(output / CHECK_FILE, json.dumps(summary, indent=2) + "\n")
   columns = [field.name for field in dataclasses.fields(Problem)]
   report.write_csv(output / PROBLEMS_FILE, [dataclasses.asdict(p) for p in problems], columns)
   (output / SHEET_FILE).unlink(missing_ok=True)

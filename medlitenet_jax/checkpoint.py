@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from medlitenet_jax import devices
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.report import replace_file
+from medlitenet_jax.files import replace_file
 from medlitenet_jax.state import TrainState
 
 logger = logging.getLogger(__name__)

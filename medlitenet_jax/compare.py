@@ -22,7 +22,7 @@ from medlitenet_jax.figures import (
   draw_side_by_side,
   outlined,
 )
-from medlitenet_jax.files import read_json
+from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.html_page import Html, html_table, join, page, picture, svg, tag
 from medlitenet_jax.statistics import holm, paired_difference
 
@@ -90,9 +90,9 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
     for case_id in case_ids
   ]
   report.write_csv(output / "comparison.csv", rows)
-  report.replace_file(output / "comparison.json", json.dumps(result, indent=2) + "\n")
+  replace_file(output / "comparison.json", json.dumps(result, indent=2) + "\n")
   markdown = report.table(*_results_table(evaluations))
-  report.replace_file(output / "results.md", markdown + "\n")
+  replace_file(output / "results.md", markdown + "\n")
 
   curves = {e.name: report.read_metrics(e.folder.parent.parent) for e in evaluations}
   curves = {name: lines for name, lines in curves.items() if lines}
@@ -104,7 +104,7 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
     pictures = _pictures(evaluations, source)
     draw_side_by_side(pictures, [e.name for e in evaluations], output / "figures" / "grid.png")
   body = _body(evaluations, result, pictures)
-  report.replace_file(output / "comparison.html", page("Comparison of evaluations", body))
+  replace_file(output / "comparison.html", page("Comparison of evaluations", body))
   print(markdown)
   if tests:
     print("\n" + report.table(*_tests_table(tests)))

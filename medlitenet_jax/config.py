@@ -14,11 +14,10 @@ from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.device_augment import ON_HOST, refuse_undrawable
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_json
+from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.models.medlitenet import check_image_size
 from medlitenet_jax.models.registry import resolve_model
 from medlitenet_jax.postprocess import STEPS
-from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import DTYPES
 
 CONFIG_FILE = "config.json"

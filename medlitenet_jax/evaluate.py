@@ -20,6 +20,7 @@ from medlitenet_jax.ensemble import Maps
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluation_page import PageCase, write_page
 from medlitenet_jax.figures import draw_failures, draw_grid
+from medlitenet_jax.files import replace_file
 from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
 from medlitenet_jax.scoring import CaseScore, score_case, summarise_scores
 from medlitenet_jax.statistics import Calibration
@@ -73,7 +74,7 @@ def evaluate(
   def finish() -> None:
     report.write_csv(folder / CASES_FILE, rows)
     _draw(folder, summary, rows, source, report.read_metrics(workdir))
-    report.replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     config_lib.save(config, folder)
     if config.ensemble.members:
       config_lib.save(config, workdir)

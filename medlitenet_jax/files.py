@@ -1,7 +1,8 @@
-"""Files of others as they come: of bounded size, and never a pipe, a device or a way out.
+"""Files read as others left them, and written so that they are whole at any instant.
 
-Links to files are followed where something is read, for photographs often lie elsewhere. Nothing is
-written through a link below the folder that a mode writes to.
+What is read is of bounded size and never a pipe or a device. Links to files are followed there, for
+photographs often lie elsewhere. Nothing is written through a link below the folder that a mode
+writes to.
 """
 
 import json
@@ -13,6 +14,7 @@ from medlitenet_jax.errors import InputError
 
 MAX_BYTES = 512 * 2**20  # of a picture's file: 120 million uncompressed pixels of 32 bits fit
 MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file: half a million cases fit
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -60,6 +62,26 @@ def read_json(path: Path) -> Any:
     return json.loads(read_text(path))
   except RecursionError as error:
     raise ValueError("nested too deeply") from error
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+  """Writes a file that is whole at any instant: as it was, or as it will be.
+
+  Args:
+    path: of the file; its folder exists.
+    content: text, which is written in UTF-8, or bytes.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+  temporary.unlink(missing_ok=True)  # a link, or one file with that of another folder, is let go
+  try:
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+  except OSError:  # a full disk needs no half-written file beside the old one
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def refuse_links(folder: Path) -> None:

@@ -21,11 +21,10 @@ from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import Photographs, Source, split_hash
 from medlitenet_jax.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_json
+from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.preprocess import normalize
-from medlitenet_jax.report import replace_file
 from medlitenet_jax.state import DTYPES
 from medlitenet_jax.tta import six_views
 from medlitenet_jax.weights import RELEASED, SUFFIX, find_weights, read_weights

@@ -28,7 +28,7 @@ from medlitenet_jax.data.sources import MASK_SUFFIX
 from medlitenet_jax.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import PREDICTION_COLOR, outlined
-from medlitenet_jax.files import read_json
+from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
 from medlitenet_jax.measure import measure_lesion
 from medlitenet_jax.postprocess import mask_stages
@@ -239,7 +239,7 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     raise InputError(f"{output}: not empty and not made by predict; choose another --output")
   for name in ("masks", "overlays", "uncertainty"):
     (output / name).mkdir(parents=True, exist_ok=True)
-  report.replace_file(path, json.dumps(settings, indent=2) + "\n")
+  replace_file(path, json.dumps(settings, indent=2) + "\n")
   rows = report.read_csv(output / MEASUREMENTS_FILE)
   if rows:  # without a last one that was cut off
     report.write_csv(output / MEASUREMENTS_FILE, rows)

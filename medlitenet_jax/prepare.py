@@ -1,12 +1,21 @@
-"""Preparation: a public data set fetched, reduced to a working size and written once."""
+"""Preparation: a public data set reduced to a working size, or generated cases written as files."""
 
+import json
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from medlitenet_jax import report
-from medlitenet_jax.data.sources import SET_NAMES
+from medlitenet_jax.data.image_files import write_color, write_mask
+from medlitenet_jax.data.sources import MASK_SUFFIX, SET_NAMES, SPLITS, create_source, split_hash
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import read_json, refuse_links, replace_file
+
+logger = logging.getLogger(__name__)
+
+GENERATED_FILE = "generated.json"  # what a folder of generated cases was drawn from
 
 
 def prepare(config: ConfigDict) -> None:
@@ -16,22 +25,67 @@ def prepare(config: ConfigDict) -> None:
     config: resolved.
 
   Raises:
-    InputError: if `config.data.source` is no public set, or the set's files cannot be used.
+    InputError: if `config.data.source` needs no preparation, or the files of the set, or
+      `config.data.root`, cannot be used.
   """
   data = config.data
-  if data.source not in SET_NAMES:
+  if data.source == "synthetic":
+    cases = _write_generated(config)
+    logger.info("Written as --config.data.source=folder reads them: %s", data.root)
+  elif data.source in SET_NAMES:
+    from medlitenet_jax.data.official import prepare_set  # TFDS takes its time
+
+    raw = Path(data.raw) if data.raw else None
+    builder = prepare_set(data.source, Path(data.root), raw, data.working_size)
+    cases = builder.info.metadata["case_ids"]
+    logger.info("%s is prepared in %s", builder.name, builder.data_dir)
+  else:
     raise InputError(
       f"config.data.source is {data.source!r}, which needs no preparation; --mode=prepare takes "
-      f"one of {', '.join(SET_NAMES)}"
+      f"one of synthetic, {', '.join(SET_NAMES)}"
     )
-  from medlitenet_jax.data.official import prepare_set  # TFDS takes its time
-
-  raw = Path(data.raw) if data.raw else None
-  builder = prepare_set(data.source, Path(data.root), raw, data.working_size)
-  hashes = builder.info.metadata["split_hash"]
-  rows = [
-    (split, str(len(ids)), hashes[split])
-    for split, ids in builder.info.metadata["case_ids"].items()
-  ]
+  rows = [(split, str(len(ids)), split_hash(ids)) for split, ids in cases.items()]
   print(report.table(("split", "cases", "hash"), rows))
-  print(f"{builder.name} is prepared in {builder.data_dir}")
+
+
+def _write_generated(config: ConfigDict) -> dict[str, list[str]]:
+  """Draws every generated case into a folder of its own; what is there already is kept.
+
+  Returns:
+    Names of the cases by split.
+  """
+  root = Path(config.data.root)
+  sources = {split: create_source(config.data, split, config.seed) for split in SPLITS}
+  drawn_from = {"seed": config.seed, **config.data.synthetic.to_dict()}
+  marker = root / GENERATED_FILE
+  refuse_links(root)
+  if root.exists() and not root.is_dir():
+    raise InputError(f"{root}: is a file; choose another --config.data.root")
+  if marker.exists():
+    try:
+      saved = read_json(marker)
+    except (OSError, ValueError) as error:
+      raise InputError(f"{marker}: {error}; choose another --config.data.root") from error
+    if saved != drawn_from:
+      raise InputError(f"{root}: was drawn from {saved}; choose another --config.data.root")
+  elif root.is_dir() and any(root.iterdir()):
+    raise InputError(
+      f"{root}: not empty and not of generated cases; choose another --config.data.root"
+    )
+  for name in ("images", "masks"):
+    (root / name).mkdir(parents=True, exist_ok=True)
+  replace_file(marker, json.dumps(drawn_from) + "\n")
+  left = [
+    (source, index)
+    for source in sources.values()
+    for index, name in enumerate(source.case_ids)
+    if not (root / "masks" / f"{name}{MASK_SUFFIX}.png").exists()
+  ]
+  for source, index in tqdm(left, unit="case", desc="draw", dynamic_ncols=True):
+    case = source[index]
+    write_color(root / "images" / f"{case.case_id}.png", case.image)
+    write_mask(root / "masks" / f"{case.case_id}{MASK_SUFFIX}.png", case.mask)
+  cases = {split: list(source.case_ids) for split, source in sources.items()}
+  rows = [{"id": name, "split": split} for split, ids in cases.items() for name in ids]
+  report.write_csv(root / "splits.csv", rows)
+  return cases

@@ -17,26 +17,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_text
+from medlitenet_jax.files import read_text, replace_file
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-TEMPORARY_SUFFIX = ".tmp"
 # What makes a spreadsheet take a cell for a formula, and the mark that keeps it from doing so.
 FORMULA_STARTS, TEXT_MARK = ("=", "+", "-", "@", "\t", "\r"), "'"
-
-
-def replace_file(path: Path, text: str) -> None:
-  """Writes a text file that is whole at any instant: as it was, or as it will be."""
-  temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-  temporary.unlink(missing_ok=True)  # a link, or one file with that of another folder, is let go
-  try:
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-  except OSError:  # a full disk needs no half-written file beside the old one
-    temporary.unlink(missing_ok=True)
-    raise
 
 
 class MetricsLog:

@@ -13,11 +13,10 @@ from tqdm import tqdm
 from medlitenet_jax import devices
 from medlitenet_jax.data.sources import create_source, split_hash
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_json
+from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.inference import Network, predict_cases
 from medlitenet_jax.metrics import Confusion, scores_from_counts
 from medlitenet_jax.postprocess import PLAIN_THRESHOLD
-from medlitenet_jax.report import replace_file
 
 THRESHOLD_FILE = "threshold.json"
 STEPS = 100  # thresholds are multiples of 1 / STEPS

@@ -1,4 +1,4 @@
-"""Training: the step, which is pure, and the loop around it."""
+"""Training: how long a run is, and the loop that learns, validates and saves."""
 
 import contextlib
 import functools
@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import flax.linen as nn
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -21,22 +19,20 @@ from medlitenet_jax import devices, metrics, optim, report
 from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
-from medlitenet_jax.data.device_augment import unpack_views
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import Source, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_curves
 from medlitenet_jax.inference import create_predict, predict_cases
-from medlitenet_jax.losses import segmentation_loss
 from medlitenet_jax.meter import Meter
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.scoring import plain_scores
 from medlitenet_jax.skipped import SkippedBatches
-from medlitenet_jax.state import DTYPES, TrainState, create_state, start_from, stream_key
-from medlitenet_jax.stop import Stopped, stop_on_signals
+from medlitenet_jax.state import DTYPES, TrainState, create_state, start_from
+from medlitenet_jax.stop import Stopped, StopRequest, stop_on_signals
 from medlitenet_jax.trace import profile_window
+from medlitenet_jax.train_step import create_train_step
 from medlitenet_jax.weights import find_weights, read_weights
 from medlitenet_jax.workdir import open_workdir
 
@@ -91,118 +87,6 @@ def create_run_optimizer(
   return tx, schedule
 
 
-def train_step(
-  state: TrainState,
-  image: jax.Array,
-  mask: jax.Array,
-  *,
-  model: nn.Module,
-  tx: optax.MultiSteps,
-  loss_fn: Callable,
-  dropout_key: jax.Array,
-  ema_decay: Callable,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Learns from one batch.
-
-  Every `accumulation` batches the parameters move and the average follows. A batch whose gradient
-  is not finite changes nothing but the two counters and, in float16, the loss scale.
-
-  Args:
-    state: before the batch.
-    image: [B, S, S, 3] uint8 RGB.
-    mask: [B, S, S, 1] ground truth, 0 or 1.
-    model: maps normalised images to logits.
-    tx: the optimizer.
-    loss_fn: (logits, mask) to (loss, parts).
-    dropout_key: of the run; folded with the step.
-    ema_decay: decay of the average by updates done.
-
-  Returns:
-    state: after the batch.
-    figures: scalar float32 loss, its parts, Dice of the batch, norm of the gradient, and skipped.
-  """
-
-  def objective(params):
-    logits, changed = model.apply(
-      {"params": params, "batch_stats": state.batch_stats},
-      normalize(image),
-      train=True,
-      mutable=["batch_stats"],
-      rngs={"dropout": jax.random.fold_in(dropout_key, state.micro_step)},
-    )
-    with jax.named_scope("loss"):
-      loss, parts = loss_fn(logits, mask)
-    return loss, (parts, changed.get("batch_stats", {}), logits)
-
-  loss_scale = state.loss_scale
-  if loss_scale is None:
-    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-  else:
-    loss_scale, _, (loss, aux), grads = loss_scale.value_and_grad(objective, has_aux=True)(
-      state.params
-    )
-  parts, batch_stats, logits = aux
-  grad_norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-
-  with jax.named_scope("optimizer"):
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    decay = jnp.where(tx.has_updated(opt_state), ema_decay(opt_state.gradient_step), 1.0)
-    learned = {
-      "params": params,
-      "batch_stats": batch_stats,
-      "ema_params": optim.update_average(state.ema_params, params, decay),
-      "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
-      "opt_state": opt_state,
-    }
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      learned,
-      {name: getattr(state, name) for name in learned},
-    )
-  counts = metrics.confusion_counts(logits, mask, jnp.ones(mask.shape[0]))
-  dice = (2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1)
-  figures = {"loss": loss, **parts, "dice": jnp.mean(dice), "grad_norm": grad_norm}
-  new_state = TrainState(
-    micro_step=state.micro_step + 1,
-    skipped=state.skipped + jnp.logical_not(finite),
-    loss_scale=loss_scale,
-    **kept,
-  )
-  return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
-
-
-def create_train_step(
-  config: ConfigDict, model: nn.Module, tx: optax.MultiSteps
-) -> jax.stages.Wrapped:
-  """Compiles the step of a run: (state, batch) to (state, figures), the state given away.
-
-  The batch holds the arrays of `train_batches`, of which every device takes its rows.
-  """
-  learn = functools.partial(
-    train_step,
-    model=model,
-    tx=tx,
-    loss_fn=functools.partial(segmentation_loss, **config.loss),
-    dropout_key=stream_key(config.seed, "dropout"),
-    ema_decay=functools.partial(
-      optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
-    ),
-  )
-  policy = AugmentPolicy(**config.augment)
-
-  def step(state: TrainState, batch: Mapping[str, jax.Array]):
-    if config.data.augment_on != "device":
-      return learn(state, batch["image"], batch["mask"])
-    with jax.named_scope("augment"):
-      image, mask = unpack_views(batch, policy)
-    return learn(state, image, mask)
-
-  whole, shared = devices.replicated(), devices.by_rows()
-  return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)
-
-
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
   """Opens the training data of a run at its beginning."""
   return train_batches(
@@ -251,11 +135,173 @@ def validate(
   return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 
 
+class _Loop:
+  """A run on its way. The order within it is fixed: draw, step, log, validate, save.
+
+  Attributes:
+    state: after the last batch.
+    seen: batches that it has learned from.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: Path, sources: Mapping[str, Source]):
+    """Prepares all that does not need the workdir, which is not touched before `run`."""
+    self._config, self._workdir, self._sources = config, workdir, sources
+    self._plan = create_plan(config.train, len(sources["train"]))
+    model = create_model(config.model.to_dict(), DTYPES[config.precision])
+    tx, self._schedule = create_run_optimizer(config.optim, self._plan.total_steps)
+    self._step_fn = create_train_step(config, model, tx)
+    self._predict = create_predict([(model, config.eval.image_size)])
+    self._fold = jax.jit(fold_batch_norm)
+    self._batches = create_train_batches(config, sources["train"], self._plan)
+    self._initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+
+  def _first_state(self) -> TrainState:
+    """The network as the newest checkpoint has it, as trained elsewhere, or at random."""
+    restored = self._checkpoints.resume(jax.eval_shape(self._initialise), self._batches)
+    if restored is not None:
+      seen, asked = int(restored.micro_step), self._plan.total_steps
+      if seen > asked:
+        raise InputError(f"{self._workdir}: has seen {seen} batches, more than the {asked} asked")
+      logger.info("Resuming %s after %d of %d batches.", self._workdir, seen, asked)
+      return restored
+    state = jax.jit(self._initialise, out_shardings=devices.replicated())()
+    name = self._config.train.start_from
+    if not name:
+      return state
+    learned = read_weights(find_weights(name)).variables
+    logger.info("Starting from %s.", name)
+    return start_from(state, jax.device_put(learned, devices.replicated()))
+
+  def run(self, checkpoints: Checkpoints, stopped: StopRequest) -> None:
+    """Trains to the end of the plan, to a signal, or to too many batches that taught nothing."""
+    self._checkpoints, self._stopped = checkpoints, stopped
+    self.state = self._first_state()
+    self.seen = int(self.state.micro_step)
+    validated = bool(self.seen and self._checkpoints.metrics(self.seen))
+    with contextlib.ExitStack() as stack:
+      self._log = stack.enter_context(self._open_log(validated))
+      self._bar = stack.enter_context(self._open_bar())
+      self._meter = Meter(self._config.train.batch_size)
+      self._skips = SkippedBatches(
+        self._log,
+        skipped=int(self.state.skipped),
+        limit=self._config.train.max_skipped_in_a_row,
+      )
+      trace_at = stack.enter_context(self._profile())
+      if self.seen and not validated and self._validation_due():
+        scores = self._validate()
+        if scores is not None:
+          self._checkpoints.add_metrics(self.seen, scores)
+      while self.seen < self._plan.total_steps and not self._ending():
+        trace_at(self.seen, self.state)
+        self._learn()
+        if self._due(self._config.train.log_every_steps):
+          self._write_means()
+        if self._validation_due():
+          self._skips.read()  # a checkpoint's batches are in the log before it is saved
+          self._checkpoints.save(self.state, self._batches, self._validate())
+      self._skips.read()
+      if self.seen and self._checkpoints.latest_step != self.seen:
+        self._checkpoints.save(self.state, self._batches)
+      self._raise_if_cut_short()
+
+  def _learn(self) -> None:
+    self._batch = next(self._batches)
+    case_ids = self._batch.pop("case_id")
+    self._batch = devices.share_out(self._batch)
+    self._meter.spent_on("waiting")
+    self.state, figures = self._step_fn(self.state, self._batch)
+    self.seen += 1
+    self._meter.add(figures)
+    self._skips.add(step=self.seen, epoch=self._epoch, case_ids=case_ids, figures=figures)
+    self._bar.update()
+
+  def _write_means(self) -> None:
+    means = self._meter.read()
+    means["learning_rate"] = float(self._schedule(self.seen // self._config.optim.accumulation))
+    means["image_size"] = self._plan.image_size_at(self.seen - 1)
+    self._log.write(step=self.seen, epoch=self._epoch, split="train", figures=means)
+    self._bar.set_postfix(
+      loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
+    )
+    self._meter.spent_on("logging")
+
+  def _validate(self) -> dict[str, float] | None:
+    """Scores the averaged network and logs them; None if a signal cut that short."""
+    hurried = self._stopped if jax.process_count() == 1 else lambda: False
+    variables = self._fold(self.state.ema_variables)
+    scores = validate(self._predict, variables, self._sources["val"], self._config, hurried)
+    if scores is not None:
+      self._log.write(step=self.seen, epoch=self._epoch, split="val", figures=scores)
+      if devices.is_first():
+        dice, iou = scores["dice"], scores["iou"]
+        self._bar.write(f"epoch {self._epoch:.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
+    self._meter.restart()
+    return scores
+
+  @property
+  def _epoch(self) -> float:
+    return self.seen * self._config.train.batch_size / len(self._sources["train"])
+
+  def _due(self, every: int) -> bool:
+    return self.seen == self._plan.total_steps or self.seen % every == 0
+
+  def _validation_due(self) -> bool:
+    return self._due(self._config.train.validate_every_epochs * self._plan.epoch_steps)
+
+  def _ending(self) -> bool:
+    """Several processes ask each other, now and then, for they must end at one batch."""
+    if self._skips.too_many:
+      return True
+    if jax.process_count() == 1:
+      return self._stopped()
+    asking = self.seen % self._config.train.log_every_steps == 0
+    return asking and any(devices.gather(self._stopped()))
+
+  def _raise_if_cut_short(self) -> None:
+    if self._skips.too_many:
+      raise InputError(
+        f"{self._skips.describe()}; the parameters of before them are saved in {self._workdir}, "
+        "and as many as config.train.max_skipped_in_a_row ended the run"
+      )
+    unfinished = self.seen < self._plan.total_steps or not self._checkpoints.metrics(self.seen)
+    signal = max(devices.gather(self._stopped.signal or 0))
+    if signal and unfinished:
+      raise Stopped(
+        signal,
+        f"after batch {self.seen} of {self._plan.total_steps}; the same command goes on from there",
+      )
+
+  def _open_log(self, validated: bool) -> contextlib.AbstractContextManager:
+    if not devices.is_first():
+      return contextlib.closing(report.NoLog())
+    return contextlib.closing(
+      report.MetricsLog(self._workdir, resume_step=self.seen, validated=validated)
+    )
+
+  def _open_bar(self) -> tqdm:
+    return tqdm(
+      total=self._plan.total_steps,
+      initial=self.seen,
+      unit="batch",
+      dynamic_ncols=True,
+      disable=not devices.is_first(),
+    )
+
+  def _profile(self) -> contextlib.AbstractContextManager[Callable]:
+    return profile_window(
+      start_step=self._config.profile.start_step,
+      num_steps=self._config.profile.num_steps if devices.is_first() else 0,
+      folder=self._workdir / "profile",
+      program=lambda: self._step_fn.lower(self.state, self._batch).compile().as_text() or "",
+    )
+
+
 def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
   """Trains a network, or goes on where an earlier call stopped.
 
-  The order within the loop is fixed: draw, step, log, validate, save. SIGTERM and Ctrl-C are looked
-  at between batches; a validation that they cut short is made up for when the run goes on.
+  SIGTERM and Ctrl-C are looked at between batches; a validation that they cut short is made up for
+  when the run goes on.
 
   Args:
     config: resolved.
@@ -274,135 +320,13 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     name: create_source(config.data, name, config.seed, to_score=name == "val")
     for name in ("train", "val")
   }
-  cases = sources["train"]
-  plan = create_plan(config.train, len(cases))
-
-  model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  predict, fold = create_predict([(model, config.eval.image_size)]), jax.jit(fold_batch_norm)
-  tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
-  step_fn = create_train_step(config, model, tx)
-  batches = create_train_batches(config, cases, plan)
-  initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+  loop = _Loop(config, workdir, sources)
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
     folder = open_workdir(config, workdir, sources, force=force)
     devices.on_first(lambda: stack.enter_context(folder))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-    restored = checkpoints.resume(jax.eval_shape(initialise), batches)
-    if restored is None:
-      state = jax.jit(initialise, out_shardings=devices.replicated())()
-      if config.train.start_from:
-        learned = read_weights(find_weights(config.train.start_from)).variables
-        state = start_from(state, jax.device_put(learned, devices.replicated()))
-        logger.info("Starting from %s.", config.train.start_from)
-    else:
-      state = restored
-    start = seen = int(state.micro_step)
-    if start > plan.total_steps:
-      raise InputError(
-        f"{workdir}: has seen {start} batches, more than the {plan.total_steps} asked"
-      )
-    if start:
-      logger.info("Resuming %s after %d of %d batches.", workdir, start, plan.total_steps)
-    validated = bool(start and checkpoints.metrics(start))
-    first = devices.is_first()
-    log = (
-      report.MetricsLog(workdir, resume_step=start, validated=validated)
-      if first
-      else report.NoLog()
-    )
-    stack.enter_context(contextlib.closing(log))
-    bar = stack.enter_context(
-      tqdm(
-        total=plan.total_steps,
-        initial=start,
-        unit="batch",
-        dynamic_ncols=True,
-        disable=not first,
-      )
-    )
-    meter = Meter(config.train.batch_size)
-    skips = SkippedBatches(log, skipped=int(state.skipped), limit=config.train.max_skipped_in_a_row)
-
-    def epoch_at(step: int) -> float:
-      return step * config.train.batch_size / len(cases)
-
-    def validation_due(step: int) -> bool:
-      every = config.train.validate_every_epochs * plan.epoch_steps
-      return step == plan.total_steps or step % every == 0
-
-    def stopping(step: int) -> bool:
-      """Several processes ask each other, now and then, for they must end at one batch."""
-      if jax.process_count() == 1:
-        return stopped()
-      return step % config.train.log_every_steps == 0 and any(devices.gather(stopped()))
-
-    def validate_at(step: int) -> dict[str, float] | None:
-      hurried = stopped if jax.process_count() == 1 else lambda: False
-      scores = validate(predict, fold(state.ema_variables), sources["val"], config, hurried)
-      if scores is not None:
-        log.write(step=step, epoch=epoch_at(step), split="val", figures=scores)
-        dice, iou = scores["dice"], scores["iou"]
-        if first:
-          bar.write(f"epoch {epoch_at(step):.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
-      meter.restart()
-      return scores
-
-    def program() -> str:
-      return step_fn.lower(state, batch).compile().as_text() or ""
-
-    window = profile_window(
-      start_step=config.profile.start_step,
-      num_steps=config.profile.num_steps if first else 0,
-      folder=workdir / "profile",
-      program=program,
-    )
-    at_step = stack.enter_context(window)
-    if start and not validated and validation_due(start):
-      scores = validate_at(start)
-      if scores is not None:
-        checkpoints.add_metrics(start, scores)
-    for step in range(start + 1, plan.total_steps + 1):
-      if stopping(step - 1) or skips.too_many:
-        break
-      at_step(step - 1, state)
-      batch = next(batches)
-      case_ids = batch.pop("case_id")
-      batch = devices.share_out(batch)
-      meter.spent_on("waiting")
-      state, figures = step_fn(state, batch)
-      seen = step
-      meter.add(figures)
-      skips.add(step=step, epoch=epoch_at(step), case_ids=case_ids, figures=figures)
-      bar.update()
-
-      if step == plan.total_steps or step % config.train.log_every_steps == 0:
-        means = meter.read()
-        means["learning_rate"] = float(schedule(step // config.optim.accumulation))
-        means["image_size"] = plan.image_size_at(step - 1)
-        log.write(step=step, epoch=epoch_at(step), split="train", figures=means)
-        bar.set_postfix(
-          loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
-        )
-        meter.spent_on("logging")
-      if validation_due(step):
-        skips.read()  # a checkpoint's batches are in the log before it is saved
-        checkpoints.save(state, batches, validate_at(step))
-    skips.read()
-    if seen and checkpoints.latest_step != seen:
-      checkpoints.save(state, batches)
-    if skips.too_many:
-      raise InputError(
-        f"{skips.describe()}; the parameters of before them are saved in {workdir}, and as many as "
-        "config.train.max_skipped_in_a_row ended the run"
-      )
-    unfinished = seen < plan.total_steps or not checkpoints.metrics(seen)
-    signal = max(devices.gather(stopped.signal or 0))
-    if signal and unfinished:
-      raise Stopped(
-        signal,
-        f"after batch {seen} of {plan.total_steps}; the same command goes on from there",
-      )
+    loop.run(checkpoints, stopped)
     best_step = checkpoints.best_step
 
   def finish() -> None:

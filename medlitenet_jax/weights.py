@@ -27,6 +27,7 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.resize import resize_image
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import replace_file
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.preprocess import normalize
@@ -100,9 +101,7 @@ def write_weights(
     "origin": json.dumps(dict(origin)),
     "seen": json.dumps(dict(seen)),
   }
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_bytes(save(arrays, metadata))
-  temporary.replace(path)
+  replace_file(path, save(arrays, metadata))
 
 
 def read_weights(path: Path) -> Weights:

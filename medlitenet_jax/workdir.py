@@ -16,8 +16,7 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.checkpoint import whole_steps
 from medlitenet_jax.data.sources import Source
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_json
-from medlitenet_jax.report import TEMPORARY_SUFFIX, replace_file
+from medlitenet_jax.files import TEMPORARY_SUFFIX, read_json, replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import small_runs
 from small_runs import compiled_as_by_launch, create_stub, resolved
 
 from medlitenet_jax import checkpoint, report, train
@@ -179,6 +180,7 @@ def main() -> int:
   asked = parser.parse_args()
   rng = random.Random(asked.seed)
   scratch = Path(tempfile.mkdtemp(prefix="kill_runs_"))
+  small_runs.scratch()  # made before the first fork: all runs use what the first has compiled
   config = resolved(precision=asked.precision, train__max_steps=STEPS)
 
   straight = scratch / "straight"

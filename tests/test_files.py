@@ -8,7 +8,7 @@ import pytest
 from medlitenet_jax import files
 from medlitenet_jax.data.image_files import write_mask
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.report import replace_file
+from medlitenet_jax.files import replace_file
 
 
 def test_a_file_and_a_link_to_one_are_read_whole(tmp_path):

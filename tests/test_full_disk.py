@@ -16,7 +16,8 @@ from small_runs import (
 
 from medlitenet_jax import train
 from medlitenet_jax.checkpoint import whole_steps
-from medlitenet_jax.report import MetricsLog, read_metrics, replace_file
+from medlitenet_jax.files import replace_file
+from medlitenet_jax.report import MetricsLog, read_metrics
 
 STUB = f"""
 import sys
@@ -132,7 +133,7 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path):
   path = tmp_path / "config.json"
   replace_file(path, "old")
   with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
-    full = Path("/dev/full")
-    patch.setattr(Path, "write_text", lambda _, text, **__: full.write_bytes(text.encode()))
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+    patch.setattr(Path, "write_bytes", lambda _, content: full.write(content))
     replace_file(path, "new")
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

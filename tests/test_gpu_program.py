@@ -17,7 +17,8 @@ from medlitenet_jax.inference import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.state import DTYPES, create_state
-from medlitenet_jax.train import create_run_optimizer, create_train_step
+from medlitenet_jax.train import create_run_optimizer
+from medlitenet_jax.train_step import create_train_step
 
 PRODUCTS = ("stablehlo.convolution", "stablehlo.dot_general")
 HALF = {"bfloat16": "bf16", "float16": "f16"}

@@ -18,7 +18,7 @@ from medlitenet_jax.losses import segmentation_loss
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES, create_state, stream_key
-from medlitenet_jax.train import create_train_step, train_step
+from medlitenet_jax.train_step import create_train_step, train_step
 
 MARKS = {"loss": 255, "gradient": 0}  # the grey value of every pixel of a batch that spoils it
 COUNTERS = ("micro_step", "skipped", "loss_scale")

@@ -17,6 +17,7 @@ from medlitenet_jax.data.archives import Reader
 from medlitenet_jax.data.image_files import decode_image, decode_mask, encode_mask, is_upright_jpeg
 from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.files import replace_file
 
 JPEG_QUALITY = 95  # without chroma subsampling: the colour of a border is what the network is after
 
@@ -138,9 +139,7 @@ def _convert_into(folder: Path, case: RawCase, short_side: int) -> None:
   buffer = io.BytesIO()
   files = {k: np.frombuffer(v, np.uint8) for k, v in dataclasses.asdict(converted).items()}
   np.savez(buffer, allow_pickle=False, source=np.array(source), **files)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_bytes(buffer.getvalue())
-  temporary.replace(path)  # a file with its own name is whole
+  replace_file(path, buffer.getvalue())  # a file with its own name is whole
 
 
 def _source(path: Path) -> list[int] | None:

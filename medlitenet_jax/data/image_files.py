@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_bytes
+from medlitenet_jax.files import read_bytes, replace_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 # Of a photograph; a small file can claim to be larger than the memory, and none takes 2 GiB. A
@@ -252,7 +252,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
   """Writes a mask, [H, W] uint8, 0 or 1, as `encode_mask` does, to a path that ends in .png."""
-  _write(path, encode_mask(mask))
+  replace_file(path, encode_mask(mask))
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -269,7 +269,7 @@ def write_grey(path: Path, values: np.ndarray) -> None:
     values: [H, W] float, 0 (black) to 1 (white).
   """
   grey = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-  _write(path, cv2.imencode(".png", grey)[1].tobytes())
+  replace_file(path, cv2.imencode(".png", grey)[1].tobytes())
 
 
 def write_color(path: Path, image: np.ndarray) -> None:
@@ -280,9 +280,4 @@ def write_color(path: Path, image: np.ndarray) -> None:
     image: [H, W, 3] uint8 RGB.
   """
   encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
-  _write(path, encoded.tobytes())
-
-
-def _write(path: Path, content: bytes) -> None:
-  path.unlink(missing_ok=True)  # what lies there may be the same file as one of another folder
-  path.write_bytes(content)
+  replace_file(path, encoded.tobytes())
