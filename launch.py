@@ -29,6 +29,7 @@ MODES = {
   "preview": "sheet of the augmentations beside their originals",
 }
 SHARED_MODES = ("train", "evaluate")  # that several processes can do together
+LONG_COMPILATION_SECONDS = 1  # whose memory is worth the milliseconds of giving it back
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
 USING_WEIGHTS = ("evaluate", "predict", "export")
@@ -157,9 +158,6 @@ def set_up_cache() -> str:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "medlitenet_jax" / "xla"))
   return jax.config.values["jax_compilation_cache_dir"] or ""
-
-
-LONG_COMPILATION_SECONDS = 1
 
 
 def return_memory_after_compiling() -> None:

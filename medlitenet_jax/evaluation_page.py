@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medlitenet_jax import charts
+from medlitenet_jax.files import replace_file
 from medlitenet_jax.html_page import EMPTY, Html, html_table, join, number, page, svg, tag
 from medlitenet_jax.page_cases import PageCase, case_groups, case_names
 from medlitenet_jax.surface import BOUNDARY_TOLERANCE
@@ -109,7 +110,7 @@ def write_page(
     tag("main", _headlines(summary), *written),
   )
   title = f"{protocol.get('model')} on {protocol.get('split')}: evaluation"
-  Path(path).write_text(page(title, body), encoding="utf-8")
+  replace_file(Path(path), page(title, body))
 
 
 def _header(summary, nav: Html) -> Html:

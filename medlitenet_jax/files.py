@@ -7,6 +7,7 @@ writes to.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,44 @@ def replace_file(path: Path, content: str | bytes) -> None:
   try:
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
-  except OSError:  # a full disk needs no half-written file beside the old one
+  except OSError as error:  # a full disk needs no half-written file beside the old one
     temporary.unlink(missing_ok=True)
+    error.filename = error.filename or str(path)
     raise
+
+
+def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], flag: str) -> None:
+  """Makes a folder for results of these settings, or checks that it was made for them.
+
+  Args:
+    folder: that a mode writes to; missing, empty, or as an earlier call left it.
+    marker: name of the file in it that keeps the settings.
+    settings: that all results in one folder must share; what JSON can hold.
+    flag: that names the folder.
+
+  Raises:
+    InputError: if it holds anything else; nothing is changed then.
+  """
+  path = folder / marker
+  if folder.exists() and not folder.is_dir():
+    raise InputError(f"{folder}: is a file; choose another {flag}")
+  if path.exists():
+    try:
+      saved = dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+      raise InputError(f"{path}: no settings ({error}); choose another {flag}") from error
+    changed = [name for name in settings if saved.get(name) != settings[name]]
+    if changed:
+      name = changed[0]
+      raise InputError(
+        f"{folder}: was made with {name}={saved.get(name)!r:.100}, not {settings[name]!r}; choose "
+        f"another {flag}"
+      )
+  elif folder.is_dir() and any(folder.iterdir()):
+    raise InputError(f"{folder}: not empty and without {marker}; choose another {flag}")
+  refuse_links(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  replace_file(path, json.dumps(settings, indent=2) + "\n")
 
 
 def refuse_links(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from medlitenet_jax.data.sources import MASK_SUFFIX
 from medlitenet_jax.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import PREDICTION_COLOR, outlined
-from medlitenet_jax.files import read_json, replace_file
+from medlitenet_jax.files import claim_folder
 from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
 from medlitenet_jax.measure import measure_lesion
 from medlitenet_jax.postprocess import mask_stages
@@ -220,26 +219,9 @@ def _settings(
 
 def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Makes the folder, or checks that it was made with these settings; returns the rows it has."""
-  path = output / SETTINGS_FILE
-  if output.exists() and not output.is_dir():
-    raise InputError(f"{output}: is a file; choose another --output")
-  if path.exists():
-    try:
-      saved = dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-      raise InputError(f"{path}: no settings ({error}); choose another --output") from error
-    changed = [name for name in settings if saved.get(name) != settings[name]]
-    if changed:
-      name = changed[0]
-      raise InputError(
-        f"{output}: was made with {name}={saved.get(name)!r:.100}, not {settings[name]!r}; choose "
-        "another --output"
-      )
-  elif output.is_dir() and any(output.iterdir()):
-    raise InputError(f"{output}: not empty and not made by predict; choose another --output")
+  claim_folder(output, SETTINGS_FILE, settings, "--output")
   for name in ("masks", "overlays", "uncertainty"):
-    (output / name).mkdir(parents=True, exist_ok=True)
-  replace_file(path, json.dumps(settings, indent=2) + "\n")
+    (output / name).mkdir(exist_ok=True)
   rows = report.read_csv(output / MEASUREMENTS_FILE)
   if rows:  # without a last one that was cut off
     report.write_csv(output / MEASUREMENTS_FILE, rows)

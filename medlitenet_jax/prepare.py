@@ -1,6 +1,5 @@
 """Preparation: a public data set reduced to a working size, or generated cases written as files."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,9 +8,10 @@ from tqdm import tqdm
 
 from medlitenet_jax import report
 from medlitenet_jax.data.image_files import write_color, write_mask
-from medlitenet_jax.data.sources import MASK_SUFFIX, SET_NAMES, SPLITS, create_source, split_hash
+from medlitenet_jax.data.sources import SET_NAMES, create_source, split_hash
+from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_json, refuse_links, replace_file
+from medlitenet_jax.files import claim_folder
 
 logger = logging.getLogger(__name__)
 
@@ -49,43 +49,34 @@ def prepare(config: ConfigDict) -> None:
 
 
 def _write_generated(config: ConfigDict) -> dict[str, list[str]]:
-  """Draws every generated case into a folder of its own; what is there already is kept.
+  """Draws the generated cases into a folder of their own, those that are not there yet.
 
   Returns:
     Names of the cases by split.
   """
-  root = Path(config.data.root)
+  root, suffix = Path(config.data.root), config.data.mask_suffix
   sources = {split: create_source(config.data, split, config.seed) for split in SPLITS}
-  drawn_from = {"seed": config.seed, **config.data.synthetic.to_dict()}
-  marker = root / GENERATED_FILE
-  refuse_links(root)
-  if root.exists() and not root.is_dir():
-    raise InputError(f"{root}: is a file; choose another --config.data.root")
-  if marker.exists():
-    try:
-      saved = read_json(marker)
-    except (OSError, ValueError) as error:
-      raise InputError(f"{marker}: {error}; choose another --config.data.root") from error
-    if saved != drawn_from:
-      raise InputError(f"{root}: was drawn from {saved}; choose another --config.data.root")
-  elif root.is_dir() and any(root.iterdir()):
-    raise InputError(
-      f"{root}: not empty and not of generated cases; choose another --config.data.root"
-    )
+  cases = {split: list(source.case_ids) for split, source in sources.items()}
+  drawn_from = {
+    "seed": config.seed,
+    "image_size": config.data.synthetic.image_size,
+    "mask_suffix": suffix,
+    "cases": {split: len(ids) for split, ids in cases.items()},
+  }
+  claim_folder(root, GENERATED_FILE, drawn_from, "--config.data.root")
+  # First, so that a folder without all of its cases is refused.
+  rows = [{"id": name, "split": split} for split, ids in cases.items() for name in ids]
+  report.write_csv(root / SPLITS_FILE, rows)
   for name in ("images", "masks"):
-    (root / name).mkdir(parents=True, exist_ok=True)
-  replace_file(marker, json.dumps(drawn_from) + "\n")
+    (root / name).mkdir(exist_ok=True)
   left = [
     (source, index)
     for source in sources.values()
     for index, name in enumerate(source.case_ids)
-    if not (root / "masks" / f"{name}{MASK_SUFFIX}.png").exists()
+    if not (root / "masks" / f"{name}{suffix}.png").exists()
   ]
   for source, index in tqdm(left, unit="case", desc="draw", dynamic_ncols=True):
     case = source[index]
     write_color(root / "images" / f"{case.case_id}.png", case.image)
-    write_mask(root / "masks" / f"{case.case_id}{MASK_SUFFIX}.png", case.mask)
-  cases = {split: list(source.case_ids) for split, source in sources.items()}
-  rows = [{"id": name, "split": split} for split, ids in cases.items() for name in ids]
-  report.write_csv(root / "splits.csv", rows)
+    write_mask(root / "masks" / f"{case.case_id}{suffix}.png", case.mask)
   return cases

@@ -66,9 +66,12 @@ def profile_window(
 
   try:
     yield at
-  finally:
+  except BaseException:
     if first is not None:
-      stop("the last")
+      jax.profiler.stop_trace()
+    raise
+  if first is not None:
+    stop("the last")
 
 
 def _write_table(folder: Path, program: str) -> None:

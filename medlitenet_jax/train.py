@@ -136,12 +136,7 @@ def validate(
 
 
 class _Loop:
-  """A run on its way. The order within it is fixed: draw, step, log, validate, save.
-
-  Attributes:
-    state: after the last batch.
-    seen: batches that it has learned from.
-  """
+  """A run on its way. The order within it is fixed: draw, step, log, validate, save."""
 
   def __init__(self, config: ConfigDict, workdir: Path, sources: Mapping[str, Source]):
     """Prepares all that does not need the workdir, which is not touched before `run`."""
@@ -169,40 +164,46 @@ class _Loop:
     if not name:
       return state
     learned = read_weights(find_weights(name)).variables
+    state = start_from(state, jax.device_put(learned, devices.replicated()))
     logger.info("Starting from %s.", name)
-    return start_from(state, jax.device_put(learned, devices.replicated()))
+    return state
 
   def run(self, checkpoints: Checkpoints, stopped: StopRequest) -> None:
-    """Trains to the end of the plan, to a signal, or to too many batches that taught nothing."""
+    """Trains to the end of the plan, to a signal, or to too many batches that taught nothing.
+
+    Raises:
+      InputError: if there is no such checkpoint or weights file to begin with, or at those batches.
+      Stopped: at the signal.
+    """
     self._checkpoints, self._stopped = checkpoints, stopped
-    self.state = self._first_state()
-    self.seen = int(self.state.micro_step)
-    validated = bool(self.seen and self._checkpoints.metrics(self.seen))
+    self._state = self._first_state()
+    self._seen = int(self._state.micro_step)
+    validated = bool(self._seen and self._checkpoints.metrics(self._seen))
     with contextlib.ExitStack() as stack:
       self._log = stack.enter_context(self._open_log(validated))
       self._bar = stack.enter_context(self._open_bar())
       self._meter = Meter(self._config.train.batch_size)
       self._skips = SkippedBatches(
         self._log,
-        skipped=int(self.state.skipped),
+        skipped=int(self._state.skipped),
         limit=self._config.train.max_skipped_in_a_row,
       )
       trace_at = stack.enter_context(self._profile())
-      if self.seen and not validated and self._validation_due():
+      if self._seen and not validated and self._validation_due():
         scores = self._validate()
         if scores is not None:
-          self._checkpoints.add_metrics(self.seen, scores)
-      while self.seen < self._plan.total_steps and not self._ending():
-        trace_at(self.seen, self.state)
+          self._checkpoints.add_metrics(self._seen, scores)
+      while self._seen < self._plan.total_steps and not self._ending():
+        trace_at(self._seen, self._state)
         self._learn()
         if self._due(self._config.train.log_every_steps):
           self._write_means()
         if self._validation_due():
           self._skips.read()  # a checkpoint's batches are in the log before it is saved
-          self._checkpoints.save(self.state, self._batches, self._validate())
+          self._checkpoints.save(self._state, self._batches, self._validate())
       self._skips.read()
-      if self.seen and self._checkpoints.latest_step != self.seen:
-        self._checkpoints.save(self.state, self._batches)
+      if self._seen and self._checkpoints.latest_step != self._seen:
+        self._checkpoints.save(self._state, self._batches)
       self._raise_if_cut_short()
 
   def _learn(self) -> None:
@@ -210,17 +211,17 @@ class _Loop:
     case_ids = self._batch.pop("case_id")
     self._batch = devices.share_out(self._batch)
     self._meter.spent_on("waiting")
-    self.state, figures = self._step_fn(self.state, self._batch)
-    self.seen += 1
+    self._state, figures = self._step_fn(self._state, self._batch)
+    self._seen += 1
     self._meter.add(figures)
-    self._skips.add(step=self.seen, epoch=self._epoch, case_ids=case_ids, figures=figures)
+    self._skips.add(step=self._seen, epoch=self._epoch, case_ids=case_ids, figures=figures)
     self._bar.update()
 
   def _write_means(self) -> None:
     means = self._meter.read()
-    means["learning_rate"] = float(self._schedule(self.seen // self._config.optim.accumulation))
-    means["image_size"] = self._plan.image_size_at(self.seen - 1)
-    self._log.write(step=self.seen, epoch=self._epoch, split="train", figures=means)
+    means["learning_rate"] = float(self._schedule(self._seen // self._config.optim.accumulation))
+    means["image_size"] = self._plan.image_size_at(self._seen - 1)
+    self._log.write(step=self._seen, epoch=self._epoch, split="train", figures=means)
     self._bar.set_postfix(
       loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
     )
@@ -229,10 +230,10 @@ class _Loop:
   def _validate(self) -> dict[str, float] | None:
     """Scores the averaged network and logs them; None if a signal cut that short."""
     hurried = self._stopped if jax.process_count() == 1 else lambda: False
-    variables = self._fold(self.state.ema_variables)
+    variables = self._fold(self._state.ema_variables)
     scores = validate(self._predict, variables, self._sources["val"], self._config, hurried)
     if scores is not None:
-      self._log.write(step=self.seen, epoch=self._epoch, split="val", figures=scores)
+      self._log.write(step=self._seen, epoch=self._epoch, split="val", figures=scores)
       if devices.is_first():
         dice, iou = scores["dice"], scores["iou"]
         self._bar.write(f"epoch {self._epoch:.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
@@ -241,10 +242,10 @@ class _Loop:
 
   @property
   def _epoch(self) -> float:
-    return self.seen * self._config.train.batch_size / len(self._sources["train"])
+    return self._seen * self._config.train.batch_size / len(self._sources["train"])
 
   def _due(self, every: int) -> bool:
-    return self.seen == self._plan.total_steps or self.seen % every == 0
+    return self._seen == self._plan.total_steps or self._seen % every == 0
 
   def _validation_due(self) -> bool:
     return self._due(self._config.train.validate_every_epochs * self._plan.epoch_steps)
@@ -255,7 +256,7 @@ class _Loop:
       return True
     if jax.process_count() == 1:
       return self._stopped()
-    asking = self.seen % self._config.train.log_every_steps == 0
+    asking = self._seen % self._config.train.log_every_steps == 0
     return asking and any(devices.gather(self._stopped()))
 
   def _raise_if_cut_short(self) -> None:
@@ -264,25 +265,26 @@ class _Loop:
         f"{self._skips.describe()}; the parameters of before them are saved in {self._workdir}, "
         "and as many as config.train.max_skipped_in_a_row ended the run"
       )
-    unfinished = self.seen < self._plan.total_steps or not self._checkpoints.metrics(self.seen)
+    total = self._plan.total_steps
+    unfinished = self._seen < total or not self._checkpoints.metrics(self._seen)
     signal = max(devices.gather(self._stopped.signal or 0))
     if signal and unfinished:
       raise Stopped(
         signal,
-        f"after batch {self.seen} of {self._plan.total_steps}; the same command goes on from there",
+        f"after batch {self._seen} of {total}; the same command goes on from there",
       )
 
   def _open_log(self, validated: bool) -> contextlib.AbstractContextManager:
     if not devices.is_first():
       return contextlib.closing(report.NoLog())
     return contextlib.closing(
-      report.MetricsLog(self._workdir, resume_step=self.seen, validated=validated)
+      report.MetricsLog(self._workdir, resume_step=self._seen, validated=validated)
     )
 
   def _open_bar(self) -> tqdm:
     return tqdm(
       total=self._plan.total_steps,
-      initial=self.seen,
+      initial=self._seen,
       unit="batch",
       dynamic_ncols=True,
       disable=not devices.is_first(),
@@ -293,7 +295,7 @@ class _Loop:
       start_step=self._config.profile.start_step,
       num_steps=self._config.profile.num_steps if devices.is_first() else 0,
       folder=self._workdir / "profile",
-      program=lambda: self._step_fn.lower(self.state, self._batch).compile().as_text() or "",
+      program=lambda: self._step_fn.lower(self._state, self._batch).compile().as_text() or "",
     )
 
 

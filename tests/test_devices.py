@@ -118,13 +118,14 @@ def test_losses_are_those_of_one_device(count, processes):
   assert_same_run(trained(count, processes), trained(1))
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
-def test_run_goes_on_on_another_number_of_devices(before, after):
+@pytest.mark.parametrize(("before", "after", "processes"), [(8, 1, 1), (1, 8, 1), (1, 2, 2)])
+def test_run_goes_on_on_another_number_of_devices(before, after, processes, tmp_path):
   aside = trained(before).with_name(trained(before).name + "-aside")
-  assert {path.name for path in (aside / "checkpoints").iterdir()} == {str(KEPT)}
-  done = start(f"--workdir={aside}", count=after)
+  workdir = shutil.copytree(aside, tmp_path / f"{before}-then-{after}-in-{processes}")
+  assert {path.name for path in (workdir / "checkpoints").iterdir()} == {str(KEPT)}
+  done = start(f"--workdir={workdir}", count=after, processes=processes)
   assert f"after {KEPT} of {STEPS}" in done[0].stdout + done[0].stderr
-  assert_same_run(aside, trained(1))
+  assert_same_run(workdir, trained(1))
 
 
 def test_checkpoint_of_two_processes_is_one_of_one():

@@ -1,5 +1,6 @@
 """A full disk, a folder that may not be written: one line, status 2, the last checkpoint whole."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medlitenet_jax.files import replace_file
 from medlitenet_jax.report import MetricsLog, read_metrics
 
 STUB = f"""
+import errno
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from small_runs import create_stub
@@ -132,8 +134,17 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, go_on):
 def test_a_file_that_cannot_be_replaced_stays(tmp_path):
   path = tmp_path / "config.json"
   replace_file(path, "old")
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
-    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
-    patch.setattr(Path, "write_bytes", lambda _, content: full.write(content))
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    pytest.raises(OSError, match="No space left") as error,
+  ):
+
+    def write_half(self, content):
+      with self.open("wb") as file:
+        file.write(content[:1])
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(Path, "write_bytes", write_half)
     replace_file(path, "new")
+  assert error.value.filename == str(path)
   assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

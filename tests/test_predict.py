@@ -155,7 +155,7 @@ def test_nothing_to_predict_is_one_line(given, says, tmp_path):
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
   photographs = write_photographs(tmp_path / "in")
   done = run(photographs, photographs)
-  assert done.returncode == 2 and "not made by predict" in done.stderr
+  assert done.returncode == 2 and "without predict.json" in done.stderr
 
 
 @pytest.mark.skipif(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_runs import contents, resolved
 
+from medlitenet_jax.data.image_files import write_mask
 from medlitenet_jax.data.sources import create_source, split_hash
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.prepare import prepare
@@ -42,11 +43,43 @@ def test_it_goes_on_where_it_stopped_and_repeats_itself(tmp_path):
   assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"data__synthetic__image_size": 64}])
+def test_a_folder_that_is_not_finished_is_no_data_set(tmp_path, monkeypatch):
+  def stop(path, mask):
+    if len(list(path.parent.iterdir())) == 4:
+      raise KeyboardInterrupt
+    write_mask(path, mask)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr("medlitenet_jax.prepare.write_mask", stop)
+    prepare(config_for(tmp_path))
+  with pytest.raises(InputError, match=r"splits\.csv|masks"):
+    create_source(config_for(tmp_path, "folder").data, "train", seed=0)
+  prepare(config_for(tmp_path))
+  assert len(create_source(config_for(tmp_path, "folder").data, "train", seed=0)) == 5
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+  root, elsewhere = tmp_path / "generated", tmp_path / "elsewhere"
+  elsewhere.mkdir()
+  prepare(config_for(root))
+  (root / "more").symlink_to(elsewhere)
+  with pytest.raises(InputError, match="is a link"):
+    prepare(config_for(root))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"seed": 1},
+    {"data__synthetic__image_size": 64},
+    {"data__max_train_images": 2},
+    {"data__mask_suffix": ""},
+  ],
+)
 def test_cases_drawn_otherwise_are_not_mixed_in(tmp_path, change):
   prepare(config_for(tmp_path))
   before = contents(tmp_path)
-  with pytest.raises(InputError, match=r"was drawn from .* choose another --config\.data\.root"):
+  with pytest.raises(InputError, match=r"was made with .* choose another --config\.data\.root"):
     prepare(config_for(tmp_path, **change))
   assert contents(tmp_path) == before
 
@@ -55,7 +88,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / "images").mkdir()
   (tmp_path / "images" / "mine.jpg").write_bytes(b"precious")
   before = contents(tmp_path)
-  with pytest.raises(InputError, match="not of generated cases"):
+  with pytest.raises(InputError, match=r"not empty and without generated\.json"):
     prepare(config_for(tmp_path))
   assert contents(tmp_path) == before
   with pytest.raises(InputError, match="is a file"):

@@ -74,6 +74,18 @@ def test_a_window_that_the_loop_ends_in_is_closed(tmp_path):
   jax.profiler.stop_trace()
 
 
+def test_an_error_within_the_window_is_the_one_that_is_seen(tmp_path):
+  def program():
+    raise AttributeError("nothing was compiled")
+
+  window = profile_window(start_step=0, num_steps=9, folder=tmp_path, program=program)
+  with pytest.raises(OSError, match="broken photograph"), window as at:
+    at(0, jnp.ones(2))
+    raise OSError("broken photograph")
+  jax.profiler.start_trace(str(tmp_path / "next"))
+  jax.profiler.stop_trace()
+
+
 def test_no_window_leaves_nothing(tmp_path):
   with profile_window(start_step=0, num_steps=0, folder=tmp_path, program=lambda: "") as at:
     at(0, None)
