@@ -12,10 +12,15 @@ $(VENV)/.installed: requirements-dev.txt requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	touch $@
 
-# Trains on generated photographs, scores held-out ones and says where the pictures lie.
+# Trains on generated photographs, scores held-out ones and says where the pictures lie; then outlines
+# a few more with the released weights.
 quickstart: install
 	$(PY) launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 	$(PY) launch.py --mode=evaluate --workdir=runs/quickstart
+	$(PY) launch.py --mode=prepare --config=configs/quickstart.py --config.data.root=runs/generated \
+	  --config.data.synthetic.num_train=4 --config.data.synthetic.num_val=4 \
+	  --config.data.synthetic.num_test=16
+	$(PY) launch.py --mode=predict --input=runs/generated/images --output=runs/outlined
 
 # Two processes: most tests keep one core busy. A file stays in one, which shares what it compiled.
 test: install

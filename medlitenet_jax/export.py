@@ -37,7 +37,9 @@ def export(config: ConfigDict, workdir: Path, weights: Path | None, output: Path
   output.mkdir(parents=True, exist_ok=True)
   name, variables, origin, seen = _network(config, workdir, weights)
   shared = config.copy_and_resolve_references().unlock()
-  shared.data.root = Path(config.data.root).name  # folders of this machine mean nothing elsewhere
+  # Folders of this machine mean nothing elsewhere.
+  shared.data.root = Path(config.data.root).name
+  shared.train.start_from = Path(config.train.start_from).name
   shared.data.raw = ""
   for dtype in STORED_DTYPES:
     path = output / f"{name}{'' if dtype == 'float32' else f'_{dtype}'}{SUFFIX}"

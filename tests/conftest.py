@@ -5,6 +5,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from small_runs import FAST_COMPILATION, scratch
+
+
+def pytest_configure():
+  """Makes the folder that all workers share before they start; compiles fast, not for speed."""
+  scratch()
+  jax.config.update(*FAST_COMPILATION)
 
 
 @pytest.fixture

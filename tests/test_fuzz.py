@@ -16,7 +16,7 @@ import threading
 
 import fuzz_worker
 import pytest
-from small_runs import ROOT, arguments, launch, resolved, scratch, write_case
+from small_runs import ROOT, SCRATCH, arguments, launch, resolved, scratch, write_case
 
 from medlitenet_jax import config as config_lib
 
@@ -28,7 +28,8 @@ SILENCE = 120  # seconds without a word from a worker, on a machine that others 
 def fuzz(first: int, count: int) -> list[dict]:
   """Runs inputs in a process of their own, which is started anew where one ends or hangs it."""
   results, number, last = [], first, first + count
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  environment = {k: v for k, v in os.environ.items() if k != SCRATCH}  # each has its own
+  environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
   while number < last:
     command = [sys.executable, str(ROOT / "tests" / "fuzz_worker.py"), str(number)]
     with subprocess.Popen(
