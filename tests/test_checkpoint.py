@@ -213,6 +213,7 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, caplog):
   save(tmp_path, {1: 0.9, 2: 0.5})
   damaged = tmp_path / "checkpoints" / "2" / part
+  (tmp_path / "checkpoints" / "2.damaged" / "state").mkdir(parents=True)  # of an earlier time
   for path in (damaged, *damaged.rglob("*")):
     if path.is_file():
       path.write_bytes(b"")  # as a power cut leaves it
@@ -221,6 +222,7 @@ def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, ca
     assert restored is not None
     assert_identical(restored, at(1))
     assert f"Passing over {tmp_path / 'checkpoints' / '2'}" in caplog.text
+    assert "(None)" not in caplog.text
     assert checkpoints.latest_step == 1
     checkpoints.save(at(2), batches(), {"dice": 0.95})
   assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "2.damaged"}
@@ -245,7 +247,7 @@ def test_half_written_and_half_deleted_are_named_and_cleared_away(tmp_path, capl
     assert (checkpoints.latest_step, checkpoints.best_step) == (1, 1)
   assert len(list(folder.iterdir())) == 3
   with opened(tmp_path) as checkpoints:
-    assert checkpoints.latest_step == 1
+    assert checkpoints.latest_step == 1 and not (folder / REMOVED).exists()
   assert f"Passing over {folder / '2'}{HALF_WRITTEN}, which is half-written" in caplog.text
   assert [path.name for path in folder.iterdir()] == ["1"]
 
