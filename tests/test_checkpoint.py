@@ -259,6 +259,7 @@ def test_one_saved_between_validations_is_newest_and_never_best(tmp_path):
     checkpoints.save(at(2), data)
     assert (checkpoints.latest_step, checkpoints.best_step) == (2, 1)
     assert checkpoints.metrics(2) == {}
+    (tmp_path / "checkpoints" / "2" / "metrics").mkdir()  # as one leaves it who dies after that
     checkpoints.add_metrics(2, {"dice": 0.6})
     assert checkpoints.best_step == 2 and checkpoints.metrics(2) == {"dice": 0.6}
     checkpoints.save(at(3), data)
