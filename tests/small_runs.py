@@ -145,7 +145,7 @@ def small_arguments(**fields) -> list[str]:
   return arguments(**{**FIELDS, **{name.replace("__", "."): v for name, v in fields.items()}})
 
 
-def launch(*args: str, patch: str = "", timeout: int = 600, **environment: str):
+def launch(*args: str, patch: str = "", timeout: int = 300, **environment: str):
   """Runs `launch.py` as from a shell, in a folder that is not the project's.
 
   Args:

@@ -118,7 +118,7 @@ def test_losses_are_those_of_one_device(count, processes):
   assert_same_run(trained(count, processes), trained(1))
 
 
-@pytest.mark.parametrize(("before", "after", "processes"), [(8, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize(("before", "after", "processes"), [(8, 1, 1), (1, 8, 1), (1, 2, 2)])
 def test_run_goes_on_on_another_number_of_devices(before, after, processes, tmp_path):
   aside = trained(before).with_name(trained(before).name + "-aside")
   workdir = shutil.copytree(aside, tmp_path / f"{before}-then-{after}-in-{processes}")

@@ -15,7 +15,10 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import load as load_config
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.inference import load_averaged
+from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.report import read_metrics
+from medlitenet_jax.state import DTYPES, create_state, start_from
+from medlitenet_jax.train import create_run_optimizer
 from medlitenet_jax.weights import Segmenter, find_weights, load, read_weights, write_weights
 
 SIZES = {"wide": (60, 130), "tall": (150, 70)}
@@ -183,6 +186,19 @@ def test_flags_that_contradict_are_one_line(arguments, says):
   done = launch(*arguments)
   assert done.returncode == 2
   assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_that_starts_from_a_file_has_its_network_and_its_average(exported):
+  weights = read_weights(exported / "finished.safetensors")
+  model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
+  tx, _ = create_run_optimizer(weights.config.optim, total_steps=8)
+  shapes = jax.eval_shape(lambda: create_state(model, tx, 0, weights.config.precision))
+  state = start_from(shapes, weights.variables)
+  for found in (
+    {"params": state.params, "batch_stats": state.batch_stats},
+    state.ema_variables,
+  ):
+    jax.tree.map(np.testing.assert_array_equal, found, weights.variables)
 
 
 def test_training_goes_on_from_a_file(exported, tmp_path):
