@@ -1,12 +1,13 @@
 """The paper's ensemble of three variants, weighted by their validation Dice.
 
-Train the members first, each with its own recipe, then score them together:
+The members are the released weights:
 
     python launch.py --config=configs/ensemble.py --mode=evaluate --workdir=runs/ensemble \
       --config.data.root=FOLDER
 
-Each member is rebuilt from the `config.json` of its own folder and sees the size of image that it
-was trained for.
+Runs of your own take their place by `--config.ensemble.members="('runs/one','runs/other')"`. Each
+member is rebuilt from the configuration that lies in its folder or file and sees the size of image
+that it was trained for.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,6 @@ from configs import base
 def get_config() -> ConfigDict:
   """Returns the base recipe with the three members."""
   config = base.get_config()
-  config.ensemble.members = ("runs/base", "runs/wide_context", "runs/fine_boundary")
+  config.ensemble.members = ("base", "wide_context", "fine_boundary")
   config.eval.tta = "six"
   return config

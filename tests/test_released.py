@@ -1,28 +1,31 @@
 """Released weights: small, of nobody's machine, named after their variant, good for a stranger."""
 
+import importlib
 import json
 import re
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 from small_runs import ROOT, launch, resolved
 
+from medlitenet_jax.config import differences, resolve
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.metrics import SCORES
 from medlitenet_jax.prepare import prepare
 from medlitenet_jax.weights import RELEASED, find_weights, load, read_weights
 
+CARD = (RELEASED / "README.md").read_text()
 NAMES = sorted(path.stem for path in RELEASED.glob("*.safetensors"))
 
 
 def test_base_is_there_and_all_are_small_and_on_the_card():
   assert "base" in NAMES
   assert sum(find_weights(name).stat().st_size for name in NAMES) < 30e6
-  card = (RELEASED / "README.md").read_text()
   for name in NAMES:
-    assert f"`{name}`" in card and read_weights(find_weights(name)).sha256 in card
+    assert f"`{name}`" in CARD and read_weights(find_weights(name)).sha256 in CARD
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,6 +39,20 @@ def test_it_says_what_it_is(name):
   with safe_open(path, framework="numpy") as file:
     texts = [value for key, value in file.metadata().items() if key != "seen"]
   assert not any(re.search(r'"\.{0,2}/', text) for text in texts), "a path of somebody's machine"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_says_how_large_it_is_how_good_and_by_which_recipe(name):
+  weights = read_weights(find_weights(name))
+  row = next(line for line in CARD.splitlines() if line.startswith(f"| `{name}` |"))
+  parameters = sum(array.size for array in jax.tree.leaves(weights.variables["params"]))
+  assert f"| {parameters:,} |" in row and f"| {weights.config.train.epochs} |" in row
+  assert f"| {weights.origin['validation']['dice']:.4f} |" in row
+  recipe = re.search(r"configs/(\w+)\.py", row)[1]
+  expected = resolve(importlib.import_module(f"configs.{recipe}").get_config(), "cpu")
+  changed = differences(expected, weights.config)
+  of_its_own = ("model.", "loss.boundary_weight", "train.", "eval.image_size", "data.root")
+  assert all(field.startswith(of_its_own) for field in changed), changed
 
 
 @pytest.mark.parametrize("name", NAMES)
