@@ -74,7 +74,7 @@ def time_pipeline(short: ConfigDict) -> dict[str, Any]:
   change = pack_view if short.data.augment_on == "device" else augment
   preprocessing = Preprocessing(**short.preprocess)
   one_thread = short.copy_and_resolve_references().unlock()
-  one_thread.data.update(num_threads=1, prefetch_batches=1)
+  one_thread.data.update(num_threads=1, prefetch_batches=1, cache_gib=0.0)
   calls: dict[str, Callable[[], Any]] = {
     "decode": lambda: [source[i].index for i in range(len(cases))],
     "preprocess": lambda: [preprocessing(case.image).size for case in cases],

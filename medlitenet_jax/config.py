@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "data.raw",
     "data.num_threads",
     "data.prefetch_batches",
+    "data.cache_gib",
     "eval.split",
     "eval.checkpoint",
   ),
@@ -102,6 +103,8 @@ def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
     config.data.augment_on = "host" if platform == "cpu" or drawn_on_host else "device"
   if not config.data.num_threads:
     config.data.num_threads = os.cpu_count() or 1
+  if not config.data.prefetch_batches:
+    config.data.prefetch_batches = max(4, config.data.num_threads)
   _check_sizes("train.image_sizes", config.train.image_sizes)
   _check_sizes("benchmark.image_sizes", config.benchmark.image_sizes)
   if not config.eval.image_size and not config.ensemble.members:  # each member has its own
@@ -152,6 +155,7 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     for field in (
       "seed",
       "data.split_seed",
+      "data.cache_gib",
       "data.max_train_images",
       "data.max_eval_images",
       "train.epochs",

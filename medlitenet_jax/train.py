@@ -20,7 +20,7 @@ from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
-from medlitenet_jax.data.sources import Source, create_source
+from medlitenet_jax.data.sources import CachedCases, Source, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import draw_curves
 from medlitenet_jax.inference import create_predict, predict_cases
@@ -90,7 +90,7 @@ def create_run_optimizer(
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
   """Opens the training data of a run at its beginning."""
   return train_batches(
-    source,
+    CachedCases(source, config.data.cache_gib * 2**30),
     seed=config.seed,
     batch_size=config.train.batch_size,
     image_size_at=plan.image_size_at,

@@ -83,6 +83,14 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert chosen.precision == "float16"
 
 
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 4), (4, 4), (16, 16)])
+def test_every_reader_thread_has_a_batch_to_read(threads, ahead):
+  recipe = with_fields(get_config(), data__num_threads=threads)
+  assert resolve(recipe, "cpu").data.prefetch_batches == ahead
+  chosen = resolve(with_fields(recipe, data__prefetch_batches=2), "cpu")
+  assert chosen.data.prefetch_batches == 2
+
+
 def test_resolving_leaves_the_recipe_alone_and_twice_is_once():
   recipe = small_config()
   before = recipe.to_dict()
@@ -101,7 +109,8 @@ BAD_VALUES = {
   "seed": -1,
   "precision": "float64",
   "data__num_threads": -1,
-  "data__prefetch_batches": 0,
+  "data__cache_gib": -0.5,
+  "data__prefetch_batches": -1,
   "data__mask_suffix": "masks/_m",
   "data__group_column": "split",
   "data__split_seed": -1,
@@ -286,7 +295,7 @@ def test_differences_are_of_what_is_learned():
 def test_differences_notice_every_other_field():
   old = resolved()
   free = (
-    *("data.root", "data.raw", "data.num_threads", "data.prefetch_batches"),
+    *("data.root", "data.raw", "data.num_threads", "data.prefetch_batches", "data.cache_gib"),
     *("train.log_every_steps", "train.max_skipped_in_a_row"),
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
     *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),

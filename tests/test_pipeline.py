@@ -12,7 +12,7 @@ from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.resize import resize_image, resize_mask
-from medlitenet_jax.data.sources import SyntheticSource, create_source
+from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.predict import PhotographSource
 
@@ -87,6 +87,12 @@ def test_shapes_and_values():
 def test_threads_change_nothing(num_threads, prefetch_batches):
   batches = open_train(num_threads=num_threads, prefetch_batches=prefetch_batches)
   assert_equal(take(batches, 7), take(open_train(), 7))
+
+
+@pytest.mark.parametrize("limit", [0, 3 * 4 * 40**2, 2**30])  # none, three of ten, all
+def test_keeping_decoded_cases_changes_nothing(limit):
+  plain, cached = take(open_train(), 6), take(open_train(CachedCases(drawings(), limit)), 6)
+  assert_equal(plain, cached)
 
 
 def test_seed_changes_order_and_augmentation():

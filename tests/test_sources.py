@@ -12,7 +12,7 @@ import pytest
 from small_runs import ROOT, draw_case, write_case, write_splits
 
 from configs.base import get_config
-from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source, split_hash
 from medlitenet_jax.errors import InputError
 
 SPLITS = {"a": "train", "b": "val", "c": "train", "d": "test", "e": "train"}
@@ -415,3 +415,36 @@ def test_real_photographs():
     assert case.case_id.startswith("ISIC_")
     assert case.image.ndim == 3 and case.image.shape[:2] == case.mask.shape
     assert case.image.std() > 5 and set(np.unique(case.mask)) <= {0, 1} and case.mask.any()
+
+
+class CountingSource(SyntheticSource):
+  """Generated cases of 32x32, 4 KiB each, and how often each was read."""
+
+  def __init__(self, count):
+    super().__init__(seed=0, first=0, count=count, image_size=32)
+    self.reads = [0] * count
+
+  def __getitem__(self, index):
+    self.reads[index] += 1
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("kibibytes", "kept"), [(0, 0), (11.9, 2), (12, 3), (1000, 4)])
+def test_cases_that_fit_the_cache_are_read_once_and_the_others_at_every_use(kibibytes, kept):
+  source = CountingSource(4)
+  cached = CachedCases(source, kibibytes * 1024)
+  assert list(cached.case_ids) == list(source.case_ids) and len(cached) == len(source)
+  for _ in range(3):
+    for index in range(4):
+      case, plain = cached[index], SyntheticSource.__getitem__(source, index)
+      assert (case.index, case.case_id) == (index, plain.case_id)
+      np.testing.assert_array_equal(case.image, plain.image)
+      np.testing.assert_array_equal(case.mask, plain.mask)
+  assert source.reads == [1] * kept + [3] * (4 - kept)
+
+
+def test_what_the_cache_hands_out_cannot_be_changed():
+  case = CachedCases(CountingSource(1), 2**20)[0]
+  for pixels in (case.image, case.mask):
+    with pytest.raises(ValueError, match="read-only"):
+      pixels[0] = 0

@@ -7,6 +7,7 @@ A source is a sequence of cases, each read when it is asked for. `create_source`
 import dataclasses
 import hashlib
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,6 +128,39 @@ class FolderSource:
     if image.shape[:2] != mask.shape:
       raise InputError(size_mismatch(files.mask, mask.shape, files.image, image.shape[:2]))
     return Case(index, files.case_id, image, mask)
+
+
+class CachedCases:
+  """Another source whose cases stay in memory once they were read, as many as fit.
+
+  Which ones stay hangs on the order of reading; what is read does not.
+
+  Attributes:
+    case_ids: names of the cases.
+  """
+
+  def __init__(self, source: Source, limit: float):
+    """Keeps up to `limit` bytes of pixels of `source`; safe to read from several threads."""
+    self._source, self.case_ids = source, source.case_ids
+    self._free, self._lock = limit, threading.Lock()
+    self._kept: dict[int, Case] = {}
+
+  def __len__(self) -> int:
+    """Number of cases."""
+    return len(self.case_ids)
+
+  def __getitem__(self, index: int) -> Case:
+    """Reads one case, its arrays read-only."""
+    if (kept := self._kept.get(index)) is not None:
+      return kept
+    case = self._source[index]
+    case.image.flags.writeable = case.mask.flags.writeable = False
+    size = case.image.nbytes + case.mask.nbytes
+    with self._lock:
+      if size <= self._free and index not in self._kept:
+        self._kept[index] = case
+        self._free -= size
+    return case
 
 
 class FirstCases:
