@@ -75,6 +75,14 @@ def test_the_recipe_of_hard_cases_only_switches_augmentations_on():
     assert off == 0 < on
 
 
+def test_the_recipe_without_mixer_is_that_of_the_released_weights_otherwise():
+  released, without = (
+    resolve(importlib.import_module(f"configs.{name}").get_config(), "cpu")
+    for name in ("released", "no_mixer")
+  )
+  assert differences(released, without) == {"model.mixer": (True, False)}
+
+
 def test_precision_follows_the_platform_only_where_it_is_auto():
   assert resolve(get_config(), "cpu").precision == "float32"
   for platform in ("gpu", "tpu"):
