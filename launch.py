@@ -327,7 +327,10 @@ def main() -> None:
     print(f"launch.py: {stopped}", file=sys.stderr)
     leave(128 + stopped.signal)
   except MemoryError:
-    refuse("not enough memory; set smaller sizes or batches, or fewer config.data.num_threads")
+    refuse(
+      "not enough memory; set smaller sizes or batches, config.data.cache_gib=0, or fewer "
+      "config.data.num_threads"
+    )
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)

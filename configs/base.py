@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
   config.data.max_train_images = 0  # 0: all
   config.data.max_eval_images = 0  # 0: all
   config.data.num_threads = 0  # that read; 0: one a core. The order of cases is the same for any
-  config.data.prefetch_batches = 0  # that are read ahead, one by a thread; 0: 4, or one a thread
+  config.data.prefetch_batches = 0  # read ahead, one by a thread; 0: one a thread, from 4 up to 16
   # Memory for decoded photographs and masks of train, each then decoded once; 0: at every use.
   config.data.cache_gib = 2.0
   # Where photographs are augmented: host, device; platform: device on a GPU, host on a CPU.

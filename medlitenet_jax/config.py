@@ -62,6 +62,8 @@ BEFORE_THEM = {
   "data.test_fraction": 0.1,
   "train.max_skipped_in_a_row": 0,
 }
+# Fields that are resolved for the machine at hand and mean nothing on another.
+_OF_A_MACHINE = {"data.num_threads": 0, "data.prefetch_batches": 0}
 # Fields that an evaluation may set anew.
 EVALUATION_FIELDS = (
   *("data.", "eval.", "ensemble.", "benchmark.", "precision", "model.form", "model.remat"),
@@ -104,7 +106,7 @@ def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
   if not config.data.num_threads:
     config.data.num_threads = os.cpu_count() or 1
   if not config.data.prefetch_batches:
-    config.data.prefetch_batches = max(4, config.data.num_threads)
+    config.data.prefetch_batches = min(max(4, config.data.num_threads), 16)
   _check_sizes("train.image_sizes", config.train.image_sizes)
   _check_sizes("benchmark.image_sizes", config.benchmark.image_sizes)
   if not config.eval.image_size and not config.ensemble.members:  # each member has its own
@@ -369,7 +371,7 @@ def for_evaluation(
     overrides: fields given on the command line, by dotted name.
     platform: as in `resolve`.
     recipe: gives the fields of evaluation that did not exist when the workdir was made; those of
-      preprocessing and augmentation are off.
+      preprocessing and augmentation are off. How many threads read is resolved anew.
 
   Returns:
     `saved` with those of the overrides that leave the network as it was trained; locked.
@@ -385,7 +387,7 @@ def for_evaluation(
       for field, value in flatten(recipe)
       if field not in known and field.startswith(EVALUATION_FIELDS)
     }
-    config = _with_fields(saved, missing)
+    config = _with_fields(saved, {**missing, **_OF_A_MACHINE})
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):
         config.update_from_flattened_dict({field: value})

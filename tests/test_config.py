@@ -91,12 +91,24 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert chosen.precision == "float16"
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 4), (4, 4), (16, 16)])
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 4), (4, 4), (12, 12), (64, 16)])
 def test_every_reader_thread_has_a_batch_to_read(threads, ahead):
   recipe = with_fields(get_config(), data__num_threads=threads)
   assert resolve(recipe, "cpu").data.prefetch_batches == ahead
   chosen = resolve(with_fields(recipe, data__prefetch_batches=2), "cpu")
   assert chosen.data.prefetch_batches == 2
+
+
+def test_an_evaluation_reads_by_as_many_threads_as_its_own_machine_bears():
+  elsewhere = resolve(with_fields(get_config(), data__num_threads=7), "cpu")
+  here = for_evaluation(elsewhere, {}, "cpu", get_config()).data
+  expected = resolve(get_config(), "cpu").data
+  assert (here.num_threads, here.prefetch_batches) == (
+    expected.num_threads,
+    expected.prefetch_batches,
+  )
+  asked = for_evaluation(elsewhere, {"data.num_threads": 9}, "cpu", get_config()).data
+  assert (asked.num_threads, asked.prefetch_batches) == (9, 9)
 
 
 def test_resolving_leaves_the_recipe_alone_and_twice_is_once():

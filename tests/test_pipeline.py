@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_runs import write_case, write_splits
+from small_runs import resolved, write_case, write_splits
 
 from configs.base import get_config
 from medlitenet_jax.data.augment import AugmentPolicy
@@ -15,6 +15,7 @@ from medlitenet_jax.data.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.predict import PhotographSource
+from medlitenet_jax.train import create_plan, create_train_batches
 
 POLICY = AugmentPolicy(**get_config().augment)
 AS_IT_IS = Preprocessing(hair_removal=False, color_constancy="none")
@@ -93,6 +94,24 @@ def test_threads_change_nothing(num_threads, prefetch_batches):
 def test_keeping_decoded_cases_changes_nothing(limit):
   plain, cached = take(open_train(), 6), take(open_train(CachedCases(drawings(), limit)), 6)
   assert_equal(plain, cached)
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 1.0])
+def test_training_decodes_a_case_once_if_it_may_be_kept(cache_gib):
+  config = resolved(data__cache_gib=cache_gib, data__num_threads=1, data__prefetch_batches=1)
+  read = []
+
+  class Recorded(SyntheticSource):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  source = Recorded(seed=0, first=0, count=8, image_size=40)
+  take(create_train_batches(config, source, create_plan(config.train, len(source))), 6)
+  if cache_gib:
+    assert sorted(read) == list(range(8))
+  else:
+    assert len(read) >= 6 * config.train.batch_size == 24
 
 
 def test_seed_changes_order_and_augmentation():

@@ -133,7 +133,7 @@ class FolderSource:
 class CachedCases:
   """Another source whose cases stay in memory once they were read, as many as fit.
 
-  Which ones stay hangs on the order of reading; what is read does not.
+  Which ones stay depends on the order of reading; what is read does not.
 
   Attributes:
     case_ids: names of the cases.
