@@ -83,6 +83,20 @@ def test_the_recipe_without_mixer_is_that_of_the_released_weights_otherwise():
   assert differences(released, without) == {"model.mixer": (True, False)}
 
 
+def test_the_recipe_of_the_last_epochs_switches_augmentations_off_and_keeps_flips():
+  released, last = (
+    resolve(importlib.import_module(f"configs.{name}").get_config(), "cpu")
+    for name in ("released", "last_epochs")
+  )
+  changed = differences(released, last)
+  off = {name for name, values in changed.items() if name.startswith("augment.")}
+  assert all(changed[name][1] == 0.0 and name.endswith("_probability") for name in off)
+  on = {name for name in last.augment if name.endswith("_probability") and last.augment[name] > 0}
+  assert on == {"flip_horizontal_probability", "flip_vertical_probability"}
+  others = ("train.epochs", "train.image_sizes", "train.validate_every_epochs", "eval.image_size")
+  assert changed.keys() - off <= {*others, "optim.learning_rate"}
+
+
 def test_precision_follows_the_platform_only_where_it_is_auto():
   assert resolve(get_config(), "cpu").precision == "float32"
   for platform in ("gpu", "tpu"):

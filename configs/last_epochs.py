@@ -1,0 +1,25 @@
+"""The last epochs of a training, on photographs as they are but for flips.
+
+    python launch.py --config=configs/last_epochs.py --config.data.root=FOLDER --workdir=runs/base \
+      --config.train.start_from=WEIGHTS
+
+A network that has learned from crops, turns and other lights for long enough gets used to what it
+will see. Dice on `val` falls again where that goes on for too long; the best checkpoint is kept.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import released
+
+
+def get_config() -> ConfigDict:
+  """Returns the released weights' recipe for six epochs at 192x192, flips alone."""
+  config = released.get_config()
+  for name in config.augment:
+    if name.endswith("_probability") and not name.startswith("flip"):
+      config.augment[name] = 0.0
+  config.optim.learning_rate = 1e-3
+  config.train.image_sizes = (192,)
+  config.train.epochs = 6
+  config.train.validate_every_epochs = 1
+  return config
