@@ -3,8 +3,9 @@
     python launch.py --config=configs/last_epochs.py --config.data.root=FOLDER --workdir=runs/base \
       --config.train.start_from=WEIGHTS
 
-A network that has learned from crops, turns and other lights for long enough gets used to what it
-will see. Dice on `val` falls again where that goes on for too long; the best checkpoint is kept.
+WEIGHTS are those of a network that has long learned from crops, turns and other lights; here it
+gets used to what it will see. Where that goes on for too long it overfits and Dice on `val` falls
+again, so the best checkpoint counts. `docs/ablations.md` has what it gains.
 """
 
 from ml_collections import ConfigDict
