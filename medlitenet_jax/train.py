@@ -34,7 +34,7 @@ from medlitenet_jax.stop import Stopped, StopRequest, stop_on_signals
 from medlitenet_jax.trace import profile_window
 from medlitenet_jax.train_step import create_train_step
 from medlitenet_jax.weights import find_weights, read_weights
-from medlitenet_jax.workdir import open_workdir
+from medlitenet_jax.workdir import note_earlier_cases, open_workdir
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +163,9 @@ class _Loop:
     name = self._config.train.start_from
     if not name:
       return state
-    learned = read_weights(find_weights(name)).variables
-    state = start_from(state, jax.device_put(learned, devices.replicated()))
+    weights = read_weights(find_weights(name))
+    state = start_from(state, jax.device_put(weights.variables, devices.replicated()))
+    devices.on_first(lambda: note_earlier_cases(self._workdir, weights.seen))
     logger.info("Starting from %s.", name)
     return state
 

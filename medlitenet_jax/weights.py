@@ -47,7 +47,8 @@ class Weights:
     config: resolved configuration of the run, locked.
     variables: averaged parameters and running statistics, float32, by module.
     origin: where they come from: run, variant, step, selection, validation scores.
-    seen: names of the cases that the network was trained on ("train") and selected by ("val").
+    seen: names of the cases that the network was trained on ("train") and selected by ("val"), as
+      `workdir.read_cases` has them.
     sha256: of the file, hexadecimal.
   """
 

@@ -20,7 +20,10 @@ from medlitenet_jax.files import TEMPORARY_SUFFIX, read_json, replace_file
 
 logger = logging.getLogger(__name__)
 
-CASES_FILE = "cases.json"  # names of the cases of each split that the run reads
+# Names of the cases of each split that the run reads, and of those that the weights it started from
+# have seen before.
+CASES_FILE = "cases.json"
+BEFORE = "before"
 LOCK_FILE = "lock"  # names the process that trains here; empty when there is none
 # What a run may have left that was killed before it wrote its configuration.
 BEFORE_CONFIG = {LOCK_FILE, config_lib.CONFIG_FILE + TEMPORARY_SUFFIX}
@@ -47,7 +50,7 @@ def open_workdir(
   Raises:
     InputError: if the folder holds another run, or files but no run, or a run that is going on.
   """
-  text = json.dumps({split: list(source.case_ids) for split, source in sources.items()}) + "\n"
+  cases = {split: list(source.case_ids) for split, source in sources.items()}
   if not workdir.is_dir() and workdir.exists():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   saved = config_lib.load(workdir) if (workdir / config_lib.CONFIG_FILE).exists() else None
@@ -56,10 +59,11 @@ def open_workdir(
   if saved is not None and steps:
     changed = config_lib.differences(config_lib.with_later_fields(saved, config), config)
     _refuse_changes(workdir, changed, force)
-    if (workdir / CASES_FILE).read_text() != text:
+    stored = _stored_cases(workdir)
+    if {split: stored[split] for split in cases} != cases:
       raise InputError(
-        f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} is "
-        "damaged; restore them or choose another --workdir"
+        f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} was "
+        "changed; restore them or choose another --workdir"
       )
   elif saved is None and workdir.is_dir() and set(os.listdir(workdir)) - BEFORE_CONFIG:
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
@@ -70,7 +74,8 @@ def open_workdir(
       replace_file(workdir / former, (workdir / config_lib.CONFIG_FILE).read_text())
       logger.warning("Going on with %s; as it was: %s.", _list(changed), workdir / former)
     config_lib.save(config, workdir)
-    replace_file(workdir / CASES_FILE, text)
+    if not steps:
+      _store_cases(workdir, cases)
     yield
 
 
@@ -121,8 +126,23 @@ def _locked(workdir: Path) -> Iterator[None]:
       file.truncate(0)
 
 
+def note_earlier_cases(workdir: Path, seen: Mapping[str, list[str]]) -> None:
+  """Remembers what the weights that a new run starts from have seen.
+
+  Args:
+    workdir: folder of the run, open.
+    seen: as `Weights` has it.
+  """
+  cases = _stored_cases(workdir)
+  selected = set(seen["val"]) - set(cases["val"])
+  _store_cases(workdir, {**cases, BEFORE: [*seen["train"], *sorted(selected)]})
+
+
 def read_cases(workdir: Path) -> dict[str, list[str]]:
-  """Names of the cases that a run was trained on and selected by.
+  """Names of the cases that a network was trained on and selected by.
+
+  Whatever the weights it started from had seen counts as trained on, unless they and the run were
+  both selected by it.
 
   Args:
     workdir: folder of the run.
@@ -133,10 +153,19 @@ def read_cases(workdir: Path) -> dict[str, list[str]]:
   Raises:
     InputError: if the file is missing or damaged.
   """
+  cases = _stored_cases(workdir)
+  return {"train": list(dict.fromkeys([*cases["train"], *cases[BEFORE]])), "val": cases["val"]}
+
+
+def _store_cases(workdir: Path, cases: Mapping[str, list[str]]) -> None:
+  replace_file(workdir / CASES_FILE, json.dumps(cases) + "\n")
+
+
+def _stored_cases(workdir: Path) -> dict[str, list[str]]:
   path = workdir / CASES_FILE
   try:
-    cases = read_json(path)
-    names = {split: list(cases[split]) for split in ("train", "val")}
+    cases = {BEFORE: [], **read_json(path)}
+    names = {split: list(cases[split]) for split in ("train", "val", BEFORE)}
     if not all(isinstance(name, str) for split in names.values() for name in split):
       raise TypeError("a name is not text")
     return names

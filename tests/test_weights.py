@@ -212,6 +212,8 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
     for folder in (finished_run(), workdir)
   )
   assert tuned[0] < 0.9 * first[0] and np.mean(tuned) < 0.9 * np.mean(first)
+  content = json.loads((workdir / "cases.json").read_text())
+  assert content["before"] == content["train"] and len(content["val"]) == 3
   other = {"train__start_from": file, "model__mixer_dim": 64}
   done = launch(*small_arguments(**other), f"--workdir={tmp_path / 'other'}")
   assert done.returncode == 2 and "another network" in done.stderr

@@ -14,7 +14,7 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import ODD_FIELDS, flatten
 from medlitenet_jax.data.sources import SyntheticSource
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.workdir import LOCK_FILE, open_workdir
+from medlitenet_jax.workdir import LOCK_FILE, note_earlier_cases, open_workdir, read_cases
 
 SOURCES = {
   split: SyntheticSource(seed=0, first=first, count=2, image_size=32)
@@ -119,3 +119,29 @@ def test_odd_fields_exist_and_leave_the_state_and_the_cases_alone():
   for field in ("seed", "precision", "optim.accumulation", "train.batch_size", "eval.image_size"):
     assert field not in odd
   assert not [name for name in odd if name.startswith(("preprocess.", "data.synthetic"))]
+
+
+def test_what_the_first_weights_had_seen_counts_as_trained_on(tmp_path):
+  workdir = tmp_path / "run"
+  own = {split: SOURCES[split].case_ids for split in SOURCES}
+  with opened(workdir):
+    assert read_cases(workdir) == own
+    earlier = {"train": ["a", own["train"][0]], "val": ["b", own["val"][0]]}
+    note_earlier_cases(workdir, earlier)
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+  for _ in range(2):
+    assert read_cases(workdir) == {"train": [*own["train"], "a", "b"], "val": own["val"]}
+    with opened(workdir):  # goes on without those weights at hand
+      pass
+  note_earlier_cases(workdir, {"train": own["val"], "val": []})
+  assert read_cases(workdir) == {"train": [*own["train"], *own["val"]], "val": own["val"]}
+
+
+def test_a_run_does_not_go_on_with_other_cases(tmp_path):
+  workdir = started(tmp_path)
+  (workdir / "cases.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
+  with pytest.raises(InputError, match="other cases"), opened(workdir):
+    pass
+  (workdir / "cases.json").write_text("{")
+  with pytest.raises(InputError, match="does not name the cases"), opened(workdir):
+    pass
