@@ -54,8 +54,13 @@ def check(config: ConfigDict, output: Path) -> None:
   readings, found = _read(sources, files, config.data.num_threads)
   problems += found
   logger.info("Looking for the same pictures among %d.", len(readings))
-  pairs = near_duplicates([reading.thumbnail for reading in readings], config.data.num_threads)
+  pairs, left_out = near_duplicates(
+    [reading.thumbnail for reading in readings], config.data.num_threads
+  )
   problems += _odd_masks(readings) + _same_pictures(readings, pairs)
+  if left_out:
+    what = f"{left_out} pairs of photographs that look alike when small were not compared further"
+    problems.append(Problem("not_compared", "", "", what, False))
   problems.sort(key=lambda problem: (not problem.stops_training, problem.kind))
   summary = check_report.summary(config, sources, readings, problems)
 
@@ -110,9 +115,14 @@ def _only_warn_of_test(problem: Problem) -> Problem:
 
 def _hidden_damage(scan: Scan) -> list[Problem]:
   """What decoding shows of pairs that are left out for another reason already."""
-  known = {problem.name for problem in scan.problems if problem.kind == "unreadable"}
+  known = {_file(problem) for problem in scan.problems if problem.kind == "unreadable"}
   found = [damage(case, split) for split, cases in scan.broken.items() for case in cases]
-  return [problem for problems in found for problem in problems if problem.name not in known]
+  return [problem for problems in found for problem in problems if _file(problem) not in known]
+
+
+def _file(problem: Problem) -> str:
+  """The path that a refusal begins with; a photograph and its mask may share their name."""
+  return problem.what.split(": ", 1)[0]
 
 
 def _read(

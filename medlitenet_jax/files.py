@@ -35,7 +35,8 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
   if path.exists() and not path.is_file():
     raise OSError("is no file" if path.is_dir() else "is a pipe or a device")
   with path.open("rb") as file:
-    content = file.read(most + 1)
+    # No more room than it takes: four readers would else ask for two GiB.
+    content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
   if len(content) > most:
     raise ValueError(f"is larger than the {most >> 20} MiB that are read")
   return content

@@ -173,6 +173,24 @@ def test_what_training_refuses_first_is_among_the_problems(tmp_path):
     assert str(error.value) in [row["what"] for row in found_in(tmp_path / "out")]
 
 
+def test_a_photograph_does_not_hide_a_mask_of_its_name(tmp_path):
+  root = clean_folder(tmp_path / "data")
+  for path in (root / "masks").iterdir():
+    path.rename(path.with_name(path.name.replace("_segmentation", "")))
+  photograph, mask = (root / folder / "good_0.png" for folder in ("images", "masks"))
+  if not photograph.exists():
+    next((root / "images").glob("good_0.*")).rename(photograph)
+  photograph.write_text("no photograph")
+  Image.fromarray(np.full((96, 96), 100, np.uint8)).save(mask)
+  config = config_of(root)
+  with config.unlocked():
+    config.data.mask_suffix = ""
+  with pytest.raises(InputError):
+    check(config, tmp_path / "out")
+  kinds = {row["kind"] for row in found_in(tmp_path / "out") if row["name"] == "good_0.png"}
+  assert kinds == {"unreadable", "unclear_mask"}
+
+
 def test_warnings_alone_do_not_stop(tmp_path):
   root = clean_folder(tmp_path / "data")
   Image.fromarray(np.zeros((96, 96), np.uint8)).save(paths(root, "good_0")[1])

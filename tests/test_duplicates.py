@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from medlitenet_jax.data import duplicates
 from medlitenet_jax.data.duplicates import THUMBNAIL, near_duplicates, thumbnail
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 
@@ -38,7 +39,8 @@ CHANGES = {
 
 
 def found(images, threads=2):
-  pairs = near_duplicates([thumbnail(image) for image in images], threads)
+  pairs, left_out = near_duplicates([thumbnail(image) for image in images], threads)
+  assert not left_out
   return {(pair.first, pair.second): pair for pair in pairs}
 
 
@@ -51,6 +53,16 @@ def test_copy_is_found_among_others(name):
   assert pair.turned == ("quarters" in name or "flip" in name)
   if "quarters" in name or name == "none":
     assert pair.correlation > 0.99  # thumbnails of turned pictures are turned thumbnails
+
+
+def test_what_is_not_compared_is_counted_and_the_most_alike_are(monkeypatch):
+  blurred = cv2.GaussianBlur(DRAWINGS[3], (0, 0), 3)
+  thumbnails = [thumbnail(image) for image in (*DRAWINGS, DRAWINGS[7], blurred)]
+  every, left_out = near_duplicates(thumbnails, 1)
+  assert {pair[:2] for pair in every} == {(7, 12), (3, 13)} and left_out == 0
+  monkeypatch.setattr(duplicates, "MOST_CANDIDATES", 1)
+  pairs, left_out = near_duplicates(thumbnails, 1)
+  assert [pair[:2] for pair in pairs] == [(7, 12)] and left_out >= 1
 
 
 def test_other_drawings_are_not_alike():

@@ -1,6 +1,7 @@
 """Files: photographs come out upright and RGB, masks 0 or 1, and broken files are named."""
 
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -130,6 +131,91 @@ def test_sixteen_bits_stand_as_their_exif_says(tmp_path, orientation, suffix):
   mask = UPRIGHT[orientation](quadrants()[..., 0] == 220)
   Image.fromarray((quadrants()[..., 0] == 220).astype(np.uint16)).save(path, exif=exif)
   np.testing.assert_array_equal(read_mask(path), mask)
+
+
+def with_tag(content: bytes, tag: int, value: int) -> bytes:
+  """A little-endian TIFF file with another value of one short number in its directory."""
+  at = content.index(struct.pack("<HHI", tag, 3, 1))
+  return content[: at + 8] + struct.pack("<HH", value, 0) + content[at + 12 :]
+
+
+def test_twelve_bits_are_refused(tmp_path):
+  path = tmp_path / "twelve.tif"
+  Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(path)
+  path.write_bytes(with_tag(path.read_bytes(), 258, 12))
+  for read in (read_image, read_mask):
+    with pytest.raises(InputError, match=r"twelve\.tif: has 12 bits a channel; convert"):
+      read(path)
+
+
+def four_channel_tiff(pixels, extra: int) -> bytes:
+  """[H, W, 4] uint16 as a plain TIFF file whose tag ExtraSamples has this value."""
+  height, width = pixels.shape[:2]
+  entries = [(256, 3, width), (257, 3, height), (259, 3, 1), (262, 3, 2), (273, 4, 8 + 8)]
+  entries += [(277, 3, 4), (278, 3, height), (279, 4, pixels.nbytes), (284, 3, 1), (338, 3, extra)]
+  directory = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries]
+  directory.insert(2, struct.pack("<HHII", 258, 3, 4, 8))  # bits of the channels stand at byte 8
+  at = 16 + pixels.nbytes
+  head = struct.pack("<2sHI4H", b"II", 42, at, 16, 16, 16, 16)
+  end = struct.pack("<H", len(directory)) + b"".join(directory) + bytes(4)
+  return head + pixels.astype("<u2").tobytes() + end
+
+
+def test_a_fourth_channel_is_what_the_file_says(tmp_path):
+  colors = quadrants().astype(np.uint16)
+  wide = 257 * np.dstack([colors, np.zeros(colors.shape[:2], np.uint16)])
+  path = tmp_path / "four.tif"
+  for extra, expected in ((0, quadrants()), (2, np.full_like(quadrants(), 255))):
+    path.write_bytes(four_channel_tiff(wide, extra))
+    np.testing.assert_array_equal(read_image(path), expected)
+  path.write_bytes(four_channel_tiff(wide, 1))
+  with pytest.raises(InputError, match="multiplied by their opacity"):
+    read_image(path)
+
+
+def test_one_transparent_level_of_sixteen_bits_is_white(tmp_path):
+  grey = np.full((8, 8), 20_000, np.uint16)
+  grey[:4] = 700
+  path = tmp_path / "clear.png"
+  Image.fromarray(grey).save(path, transparency=700)
+  image = read_image(path)
+  assert (image[:4] == 255).all() and (image[4:] == 78).all()
+
+
+def test_a_wide_mask_with_opacity_has_its_own_values(tmp_path):
+  wide = np.dstack([SPOT, SPOT, SPOT, np.full_like(SPOT, 255)]).astype(np.uint16)
+  wide[..., 3] *= 257
+  path = tmp_path / "mask.png"
+  path.write_bytes(cv2.imencode(".png", wide)[1].tobytes())
+  np.testing.assert_array_equal(read_mask(path), SPOT)
+
+
+def test_sixteen_bits_of_all_colours_together_are_eight_a_channel(tmp_path):
+  header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 66)
+  info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 0, 0, 0, 0, 0)
+  masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+  path = tmp_path / "rgb565.bmp"
+  path.write_bytes(header + info + masks + struct.pack("<16H", *[0xF800] * 16))
+  np.testing.assert_array_equal(read_image(path), np.full((4, 4, 3), (255, 0, 0)))
+
+
+def test_too_little_memory_is_not_called_a_broken_file(tmp_path, monkeypatch):
+  path = tmp_path / "a.png"
+  Image.fromarray(quadrants()).save(path)
+
+  def none_left(*_, **__):
+    raise MemoryError
+
+  monkeypatch.setattr(Image, "open", none_left)
+  with pytest.raises(InputError, match=r"a\.png: there is not enough memory to read it"):
+    read_image(path)
+
+
+def test_what_is_no_image_is_said_alike_each_time(tmp_path):
+  path = tmp_path / "x.jpg"
+  path.write_text("this is no photograph")
+  with pytest.raises(InputError, match=r"x\.jpg: in no format that is read; repair or remove it$"):
+    read_image(path)
 
 
 def test_white_is_zero_in_some_tiff_files(tmp_path):
@@ -283,11 +369,28 @@ def three_labels():
   return Image.fromarray(colors)
 
 
+def small_labels(first, second):
+  """Two spots of about one hundredth of the frame."""
+  grey = np.zeros_like(SPOT)
+  grey[5:9, 5:10] = first
+  grey[25:31, 25:31] = second
+  return grey
+
+
 UNCLEAR = {
   "two colours": (three_labels, "more than one colour"),
   "white beside red": (lambda: Image.fromarray(colored(RED, WHITE)), "more than one colour"),
   "dark red": (lambda: Image.fromarray(colored((128, 0, 0))), "128"),
-  "16 bit labels": (lambda: Image.fromarray(SPOT.astype(np.uint16) * 20_000), "78"),
+  "16 bit labels": (lambda: Image.fromarray(SPOT.astype(np.uint16) * 20_000), "20000"),
+  "16 bit labels, some small": (
+    lambda: Image.fromarray((SPOT.cumsum(1) * SPOT * 20).astype(np.uint16)),
+    "goes up to 500",
+  ),
+  "a small second label": (lambda: Image.fromarray(small_labels(255, 128)), "128"),
+  "a small second colour": (
+    lambda: Image.fromarray(np.dstack([small_labels(255, 0), small_labels(0, 255), 0 * SPOT])),
+    "more than one colour",
+  ),
   "black on nothing": (
     lambda: Image.fromarray(colored((0, 0, 0, 255), (0, 0, 0, 0))),
     "only black on a transparent ground",

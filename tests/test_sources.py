@@ -365,6 +365,15 @@ def test_splits_file_that_cannot_be_used(root, text, named):
     assert part in line
 
 
+def test_a_column_without_a_name_is_no_group(root):
+  lines = (root / "splits.csv").read_text().splitlines()
+  before = {split: folder_source(root, split).case_ids for split in ("train", "val")}
+  (root / "splits.csv").write_text(
+    "\n".join(f"{line},{'x' * (n > 0)}" for n, line in enumerate(lines))
+  )
+  assert {split: folder_source(root, split).case_ids for split in before} == before
+
+
 def test_splits_file_in_another_encoding(root):
   (root / "splits.csv").write_bytes("id,split,remark\na,train,Läsion\n".encode("latin-1"))
   assert str(root / "splits.csv") in refusal(root)

@@ -32,7 +32,7 @@ def find_archive(folder: Path, name: str) -> Path | None:
   """Looks for an archive that may have been unpacked.
 
   Args:
-    folder: to look in, and in the folders directly in it.
+    folder: to look in; for what it unpacks to, in the folders directly in it as well.
     name: of the archive without ".zip".
 
   Returns:

@@ -1,8 +1,9 @@
 """The augmentations that gain from it done on the device, inside the training step.
 
 The reader threads then only decode, and draw the numbers that say what is to be done. Those are the
-numbers that `augment` draws, so either place gives a photograph the same view, but for rounding and
-for the noise, whose values are others.
+numbers that `augment` draws, so either place gives a photograph the same view, but for rounding,
+for the noise, whose values are others, and for crops of less than half a side, which are less sharp
+here.
 """
 
 import functools

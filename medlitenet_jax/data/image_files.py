@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
@@ -92,6 +92,13 @@ def _refusing(path: Path):
     yield
   except InputError:
     raise
+  except MemoryError as error:
+    raise InputError(
+      f"{path}: there is not enough memory to read it; set fewer config.data.num_threads or "
+      "config.data.cache_gib=0"
+    ) from error
+  except UnidentifiedImageError as error:
+    raise InputError(f"{path}: in no format that is read; repair or remove it") from error
   except Exception as error:  # Pillow's parsers raise whatever a broken head leads them to
     reason = (str(error) or type(error).__name__).replace(repr(str(path)), "the file")
     raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
@@ -143,8 +150,7 @@ def _opened(content: bytes, path: Path) -> Iterator[ImageFile.ImageFile]:
   """The image of a file whose content was read, not decoded yet; `path` is for errors."""
   with _refusing(path), Image.open(io.BytesIO(content)) as image:
     _refuse_huge(path, image)
-    if image.mode in ("I", "F") and not wide_pixels.is_wide(image):
-      raise InputError(f"{path}: has 32 bits a channel; convert it to 8 or 16 bits")
+    wide_pixels.refuse_other_depths(path, image)
     yield image
 
 
@@ -209,10 +215,8 @@ def decode_mask(content: bytes, path: Path) -> np.ndarray:
   """Decodes a mask that was read already, as `read_mask` does; `path` is for errors."""
   with _opened(content, path) as image:
     if wide_pixels.is_wide(image):
-      pixels, palette = wide_pixels.decode(path, image, content), None
-      # 0 and 1, or 0 and 255, in a file that could hold more.
-      small = pixels.max() <= 255
-      pixels = pixels.astype(np.uint8) if small else wide_pixels.eight_bits(pixels)
+      wide, palette = wide_pixels.decode(path, image, content), None
+      pixels = mask_values.eight_bit_values(path, wide)
     else:
       ImageOps.exif_transpose(image, in_place=True)
       pixels, palette = _mask_pixels(image)

@@ -14,7 +14,6 @@ import tensorflow_datasets as tfds
 
 from medlitenet_jax.data import archives
 from medlitenet_jax.data.convert import RawCase, convert_all, load_converted
-from medlitenet_jax.data.sources import split_hash
 from medlitenet_jax.errors import InputError
 
 WORKING_SIZE = 768  # pixels of the shorter side
@@ -117,7 +116,6 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     every = [case for by_id in splits.values() for case in by_id.values()]
     convert_all(every, self.builder_config.short_side, self.staging, self.name)
     self.info.metadata["case_ids"] = {name: list(by_id) for name, by_id in splits.items()}
-    self.info.metadata["split_hash"] = {name: split_hash(list(by)) for name, by in splits.items()}
     return {name: self._generate_examples(list(by_id)) for name, by_id in splits.items()}
 
   def _generate_examples(self, case_ids):

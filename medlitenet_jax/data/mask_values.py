@@ -10,6 +10,9 @@ from medlitenet_jax.errors import InputError
 SKIN_UP_TO, LESION_FROM = 32, 223  # of 255; JPEG moves pure values by up to about this much
 # Between them lies the ringing of JPEG, or a smoothed border; a larger part of a mask is a label.
 MOST_BETWEEN = 0.02
+# One value that most of that part has is a label too, where it is as large as this share of the
+# frame and of the lesion; ringing and smoothing have many values, or the width of a pixel.
+LABEL_OF_FRAME, LABEL_OF_LESION = 0.005, 0.25
 COLOR_SPREAD = 64  # levels that a lesion's pixels may lie off its colour, which JPEG blurs most
 
 
@@ -47,14 +50,53 @@ def _refuse(path: Path, found: str) -> UnclearMaskError:
   )
 
 
+def eight_bit_values(path: Path, pixels: np.ndarray) -> np.ndarray:
+  """Brings a mask of 16 bits to 8: 0 and 65535 to 0 and 255; 0 and 1, or 0 and 255, as they are.
+
+  Args:
+    path: of the mask, for the refusal.
+    pixels: [H, W] or [H, W, 3 or 4] uint16, grey, RGB or RGBA.
+
+  Returns:
+    uint8 of the same shape.
+
+  Raises:
+    UnclearMaskError: if its values are neither; dividing would make skin of small labels.
+  """
+  colors = pixels if pixels.ndim == 2 else pixels[..., :3]
+  most = int(colors.max())
+  if 255 < most < 257 * LESION_FROM:
+    raise UnclearMaskError(
+      f"{path}: a mask of 16 bits has the values 0 and 65535, 0 and 255, or 0 and 1, but this one "
+      f"goes up to {most}; write lesion as 65535 and the rest as 0"
+    )
+  narrow = cv2.convertScaleAbs(pixels, alpha=1 / 257)
+  if most <= 255:
+    if pixels.ndim == 2:
+      return pixels.astype(np.uint8)
+    narrow[..., :3] = colors
+  return narrow
+
+
 def _from_grey(path: Path, grey: np.ndarray, kind: str = "") -> np.ndarray:
   if grey.max() <= 1:
     return grey
-  between = (grey > SKIN_UP_TO) & (grey < LESION_FROM)
-  if grey.max() < LESION_FROM or np.count_nonzero(between) > MOST_BETWEEN * grey.size:
-    label = grey[between][0] if between.any() else grey.max()
-    raise _refuse(path, f"{kind}{label}")
+  counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
+  between = counts[SKIN_UP_TO + 1 : LESION_FROM]
+  if not counts[LESION_FROM:].any():
+    raise _refuse(path, f"{kind}{grey.max()}")
+  lesion = counts[LESION_FROM:].sum()
+  if between.sum() > MOST_BETWEEN * grey.size or _is_label(between, lesion, grey.size):
+    raise _refuse(path, f"{kind}{SKIN_UP_TO + 1 + between.argmax()}")
   return (grey > 128).astype(np.uint8)
+
+
+def _is_label(counts: np.ndarray, lesion: float, size: int) -> bool:
+  """Whether one of these values is a label of its own, by its number of pixels."""
+  most = counts.max()
+  return bool(
+    most > counts.sum() / 2 and most > LABEL_OF_FRAME * size and most > LABEL_OF_LESION * lesion
+  )
 
 
 def _from_palette(path: Path, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -94,7 +136,7 @@ def _from_colors(path: Path, pixels: np.ndarray) -> np.ndarray:
     typical = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     off = counts.copy()
     off[max(0, typical - COLOR_SPREAD) : typical + COLOR_SPREAD + 1] = 0
-    if off.sum() > MOST_BETWEEN * mask.size:
+    if off.sum() > MOST_BETWEEN * mask.size or _is_label(off, counts.sum(), mask.size):
       raise _refuse(
         path,
         f"more than one colour for lesion, {typical} and {off.argmax()} in "

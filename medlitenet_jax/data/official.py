@@ -16,7 +16,7 @@ from medlitenet_jax.data.lesion_set import Archive, LesionSet, Part, working_siz
 from medlitenet_jax.data.sources import Case
 from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_text
+from medlitenet_jax.files import read_text, refuse_links
 
 CHALLENGE = "https://isic-challenge-data.s3.amazonaws.com"
 
@@ -175,6 +175,11 @@ def _refusing(folder: Path | str) -> Iterator[None]:
     yield
   except InputError:
     raise
+  except MemoryError as error:
+    raise InputError(
+      f"{folder}: there is not enough memory to read it; set fewer config.data.num_threads or "
+      "config.data.cache_gib=0"
+    ) from error
   except Exception as error:  # TFDS and ArrayRecord raise whatever a damaged file leads them to
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -219,9 +224,16 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
     The builder, prepared.
 
   Raises:
-    InputError: if archives or files in them are missing, damaged or not those of the set.
+    InputError: if archives or files in them are missing, damaged or not those of the set, or if
+      what is to be written would go through a link.
   """
   builder = create_builder(name, root, short_side)
+  for folder in (builder.staging, root / name):
+    if folder.is_symlink():
+      raise InputError(
+        f"{folder}: is a link; link {root} instead, or choose another config.data.root"
+      )
+    refuse_links(folder)
   manual = raw or root / "downloads" / "manual"
   if raw is not None:
     lacking = [

@@ -110,9 +110,9 @@ def fade_border(image: np.ndarray, mask: np.ndarray, width: float, strength: flo
   grid = min(BORDER_GRID, *size)
   small = cv2.resize(image, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.float32)
   cover = cv2.resize(mask.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-  # The product of a blurred mask's two sides peaks on the border, and at 0.9 of the blur's
-  # deviation from it has fallen by half.
-  sigma = max(width, 1e-6) * grid / 0.88
+  # The product of a blurred mask's two sides peaks on the border, and at 1.05 of the blur's
+  # deviation from a straight one has fallen by half: 4 Phi(x) (1 - Phi(x)) = 1/2.
+  sigma = max(width, 1e-6) * grid / 1.05
   reach = 2 * max(1, math.ceil(3 * width * grid)) + 1
   near = cv2.GaussianBlur(cover, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)
   share = 4 * strength * near * (1 - near)

@@ -81,7 +81,7 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
   members: dict[str, set[str]] = {}  # splits that each group stands in
   refusals = []
   for number, row in rows:
-    case_id, group = row["id"] or "", row.get(rule.group_column) or ""
+    case_id, group = row["id"] or "", (row[rule.group_column] or "") if rule.group_column else ""
     split = row["split"] if given else rule.split_of(group or case_id)
     if split not in SPLITS:
       reason = f"split {split!r} is not one of {', '.join(SPLITS)}"

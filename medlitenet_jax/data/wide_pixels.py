@@ -8,7 +8,8 @@ from PIL import ImageFile
 
 from medlitenet_jax.errors import InputError
 
-_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
+_BITS, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES = 258, 262, 284, 338  # TIFF tags
+_ANYTHING, _PREMULTIPLIED = 0, 1  # values of the last; 2, or none, is opacity
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
   1: lambda a: a,
@@ -25,7 +26,16 @@ _UPRIGHT = {
 def is_wide(image: ImageFile.ImageFile) -> bool:
   """Whether channels have 16 bits; a PNG of colours has the mode of one of 8 bits."""
   tags = getattr(image, "tag_v2", {})
+  if image.format == "BMP":  # whose 16 bits are those of all channels together
+    return False
   return max(tags.get(_BITS, (8,))) == 16 or any(";16" in str(tile.args) for tile in image.tile)
+
+
+def refuse_other_depths(path: Path, image: ImageFile.ImageFile) -> None:
+  """Raises InputError if channels have neither up to 8 bits nor 16; Pillow would clip them."""
+  if image.mode.startswith(("I", "F")) and not is_wide(image):
+    bits = 32 if image.mode in ("I", "F") else max(getattr(image, "tag_v2", {}).get(_BITS, (12,)))
+    raise InputError(f"{path}: has {bits} bits a channel; convert it to 8 or 16 bits")
 
 
 def decode(path: Path, image: ImageFile.ImageFile, content: bytes) -> np.ndarray:
@@ -48,6 +58,11 @@ def decode(path: Path, image: ImageFile.ImageFile, content: bytes) -> np.ndarray
     raise InputError(
       f"{path}: stores 16-bit channels apart, which is not read; save it interleaved"
     )
+  extra = tags.get(_EXTRA_SAMPLES, ())
+  if _PREMULTIPLIED in extra:
+    raise InputError(
+      f"{path}: 16-bit colours multiplied by their opacity are not read; save it without opacity"
+    )
   image.load()  # first, for OpenCV hands out what it has of a file that is cut off
   pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
   if pixels is None or pixels.dtype != np.uint16:
@@ -55,6 +70,11 @@ def decode(path: Path, image: ImageFile.ImageFile, content: bytes) -> np.ndarray
   if pixels.ndim == 3:
     code = cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
     pixels = cv2.cvtColor(pixels, code)
+    if _ANYTHING in extra:
+      pixels = np.ascontiguousarray(pixels[..., :3])
+  elif isinstance(clear := image.info.get("transparency"), int):  # one grey level, in a PNG
+    opaque = np.where(pixels == clear, np.uint16(0), np.uint16(65535))
+    pixels = cv2.merge([pixels, pixels, pixels, opaque])
   if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
     pixels = 65535 - pixels
   return (
