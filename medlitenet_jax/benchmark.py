@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from medlitenet_jax import devices
 from medlitenet_jax.benchmark_loop import (
+  open_evaluation,
   time_evaluation,
   time_loop,
   time_pipeline,
@@ -102,14 +103,18 @@ def benchmark(
   """
   devices.check_shares("train.batch_size", config.train.batch_size)
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
+    # What cannot be read ends it here, not after minutes of timing.
+    short, data = with_data_at_hand(config, Path(scratch))
+    opened = open_evaluation(*trained) if trained else None
     # Apart, for a plain training step of many seconds would let the caches of the others go cold.
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
     profile = _profile(config, first, forward, Path(scratch) / "trace")
     step, _ = _measure(config, "training step", _train_tasks(config))
-    short, data = with_data_at_hand(config, Path(scratch))
     pipeline = time_pipeline(short)
     loop = time_loop(short, Path(scratch))
-    evaluation = time_evaluation(*trained, Path(scratch) / "eval") if trained else None
+    evaluation = None
+    if trained and opened:
+      evaluation = time_evaluation(*trained, *opened, Path(scratch) / "eval")
   size = config.benchmark.image_sizes[0]
   result = {
     "device": jax.devices()[0].device_kind,
@@ -241,7 +246,8 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
       yield figures
 
   step, initialise = start("library")
-  cost = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch)
+  whole = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch)
+  cost = Cost(*(value / jax.device_count() for value in whole))  # rates are those of one device
   for form in _forms(config):
     step, initialise = start(form)
     args = (jax.eval_shape(initialise), batch)
@@ -262,11 +268,13 @@ def _measure(
     for name in {"float32", config.precision}
   }
   products = {
-    f"product {name}": functools.partial(jax.jit(jnp.matmul), matrix, matrix)
+    f"product {name}": functools.partial(
+      jax.jit(jnp.matmul).lower(matrix, matrix).compile(), matrix, matrix
+    )
     for name, matrix in matrices.items()
   }
-  add_one = jax.jit(lambda x: x + 1, donate_argnums=0)
   floats = jnp.zeros(COPIED_FLOATS, jnp.float32)
+  add_one = jax.jit(lambda x: x + 1, donate_argnums=0).lower(floats).compile()
 
   def copy():
     nonlocal floats

@@ -3,26 +3,28 @@
 import contextlib
 import csv
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medlitenet_jax import report
+from medlitenet_jax import devices, report
 from medlitenet_jax.data.augment import AugmentPolicy, augment
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.device_augment import pack_view
 from medlitenet_jax.data.image_files import write_mask
 from medlitenet_jax.data.pipeline import eval_batches
-from medlitenet_jax.data.sources import MASK_SUFFIX, create_source
+from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.evaluate import score_cases
-from medlitenet_jax.inference import compile_networks, load_networks
+from medlitenet_jax.inference import Network, compile_networks, load_networks
 from medlitenet_jax.postprocess import PLAIN_THRESHOLD
 from medlitenet_jax.timing import time_interleaved
 from medlitenet_jax.train import create_plan, create_train_batches, train
@@ -45,17 +47,31 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
 
   Returns:
     The recipe for a few batches at the first size, and what its data are.
+
+  Raises:
+    InputError: if its photographs cannot be used.
   """
   size = config.benchmark.image_sizes[0]
   short = config.copy_and_resolve_references().unlock()
-  short.train.update(image_sizes=(size,), max_steps=2 * LOOP_BATCHES, log_every_steps=LOOP_BATCHES)
+  # The last lines of the log are of batches that were not read while the step was being compiled.
+  uncounted = math.ceil((config.data.prefetch_batches + 1) / LOOP_BATCHES)
+  short.train.update(
+    image_sizes=(size,),
+    max_steps=(uncounted + 1) * LOOP_BATCHES,
+    log_every_steps=LOOP_BATCHES,
+    validate_every_epochs=10**6,  # but at the end
+    start_from="",
+  )
   short.eval.image_size = size
   short.data.max_eval_images = config.eval.batch_size
   short.ensemble.members = ()
   if config.data.source != "synthetic" and Path(config.data.root).exists():
+    for split in ("train", "val"):
+      create_source(short.data, split, short.seed, to_score=split == "val")
     return short.lock(), f"{config.data.source} {config.data.root}"
   logger.info("No photographs are at hand: drawing some.")
-  short.data.update(source="folder", root=str(_write_photographs(scratch / "data", config.seed)))
+  root = str(_write_photographs(scratch / "data", config.seed))
+  short.data.update(source="folder", root=root, mask_suffix=MASK_SUFFIX, group_column="")
   return short.lock(), f"generated JPEG files of {PHOTOGRAPH_SIZE}x{PHOTOGRAPH_SIZE}"
 
 
@@ -148,29 +164,47 @@ def _write_photographs(folder: Path, seed: int) -> Path:
   return folder
 
 
-def time_evaluation(config: ConfigDict, workdir: Path, folder: Path) -> dict[str, Any]:
+def open_evaluation(config: ConfigDict, workdir: Path) -> tuple[Source, Sequence[Network]]:
+  """Opens what `time_evaluation` takes, so that what cannot be used is known before any timing.
+
+  Args:
+    config: resolved, of the run.
+    workdir: its folder.
+
+  Returns:
+    The cases to be scored, and the networks.
+
+  Raises:
+    InputError: if the run or its data cannot be used.
+  """
+  return create_source(config.data, config.eval.split, config.seed), load_networks(config, workdir)
+
+
+def time_evaluation(
+  config: ConfigDict, workdir: Path, source: Source, networks: Sequence[Network], folder: Path
+) -> dict[str, Any]:
   """Scores a split as an evaluation does, between two timings of the networks alone."""
-  source = create_source(config.data, config.eval.split, config.seed)
-  networks = load_networks(config, workdir)
   predict = compile_networks(networks, config.eval.tta)
   sizes = [network.image_size for network in networks]
+  count = devices.rows_for(config.eval.batch_size)
   batches = eval_batches(
     source,
-    batch_size=config.eval.batch_size,
+    batch_size=count,
     image_sizes=sizes,
     preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )
-  images = next(batches).images
+  images = devices.share_out(next(batches).images)
   alone = {"networks": lambda: predict(images)}
   logger.info("Evaluating %s.", workdir)
+  jax.block_until_ready(predict(images))  # compiled, that its first timing be of itself
   before = time_interleaved(alone, config.benchmark.rounds)["networks"]
   start = time.perf_counter()
   score_cases(predict, source, sizes, config, config.eval.threshold or PLAIN_THRESHOLD, folder)
   seconds = time.perf_counter() - start
   after = time_interleaved(alone, config.benchmark.rounds)["networks"]
-  rate, raw = len(source) / seconds, 2 * config.eval.batch_size / (before + after)
+  rate, raw = len(source) / seconds, 2 * count / (before + after)
   return {
     "run": str(workdir),
     "split": config.eval.split,

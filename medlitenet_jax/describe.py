@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax import report
 from medlitenet_jax.cost import Cost, count_cost
+from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import save_figure
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model
@@ -125,7 +126,12 @@ def describe(config: ConfigDict, output: Path) -> None:
   Args:
     config: resolved.
     output: folder that receives `architecture.png`.
+
+  Raises:
+    InputError: if the configuration is of an ensemble.
   """
+  if config.ensemble.members:
+    raise InputError("config.ensemble.members: members are described one by one")
   size = config.eval.image_size
   parts = count_parts(config.model.to_dict(), size)
   total = Part("total", (size, size, 1), sum(p.params for p in parts), sum(p.flops for p in parts))
