@@ -1,6 +1,6 @@
 """The paper's recipe on ISIC 2018 Task 1 (arXiv 2509.03041).
 
-    python launch.py --config=configs/base.py --config.data.root=FOLDER --workdir=runs/base
+    python launch.py --config=configs/base.py --config.data.root=FOLDER --workdir=runs/paper
 
 Every field stands here with its unit and the values it takes; the other files in this folder
 import this one and edit a few lines. `docs/paper.md` says where the paper is silent or contradicts

@@ -1,7 +1,7 @@
 """The last epochs of a training, on photographs as they are but for flips.
 
-    python launch.py --config=configs/last_epochs.py --config.data.root=FOLDER --workdir=runs/base \
-      --config.train.start_from=WEIGHTS
+    python launch.py --config=configs/last_epochs.py --config.train.start_from=WEIGHTS \
+      --config.data.root=FOLDER --workdir=runs/last_epochs
 
 WEIGHTS are those of a network that has long learned from crops, turns and other lights; here it
 gets used to what it will see. Where that goes on for too long it overfits and Dice on `val` falls

@@ -1,6 +1,6 @@
 """What the released weights are trained with: the paper's network and loss, more and larger steps.
 
-    python launch.py --config=configs/released.py --config.data.root=FOLDER --workdir=runs/base
+    python launch.py --config=configs/released.py --config.data.root=FOLDER --workdir=runs/released
 
 `docs/ablations.md` says what was tried to find it. The other variants by their
 `--config.model.variant=NAME`; fine_boundary with `--config.loss.boundary_weight=2.0` besides. The
