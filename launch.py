@@ -32,6 +32,11 @@ SHARED_MODES = ("train", "evaluate")  # that several processes can do together
 LONG_COMPILATION_SECONDS = 1  # whose memory is worth the milliseconds of giving it back
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
+NO_MEMORY = (
+  "not enough memory; set smaller sizes or batches, config.model.remat=True, "
+  "config.data.cache_gib=0, or fewer config.data.num_threads"
+)
+
 USING_WEIGHTS = ("evaluate", "predict", "export")
 DEFAULT_WEIGHTS = "base"
 BASE_RECIPE = ROOT / "configs" / "base.py"
@@ -42,7 +47,12 @@ CONFIG = config_flags.DEFINE_config_file(
 MODE = flags.DEFINE_enum(
   "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME_OF_CONFIG.")
+WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Folder of the run; default runs/NAME_OF_CONFIG, or runs/NAME_OF_WEIGHTS-weights for scores of a "
+  "weights file.",
+)
 WEIGHTS = flags.DEFINE_string(
   "weights",
   None,
@@ -65,7 +75,10 @@ DISTRIBUTED = flags.DEFINE_boolean(
   "Open MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
 )
 OUTPUT = flags.DEFINE_string(
-  "output", None, "Folder for what the other modes write; default runs/NAME_OF_CONFIG-MODE."
+  "output",
+  None,
+  "Folder for what the other modes write; default runs/NAME-MODE, NAME being that of "
+  "the recipe or weights.",
 )
 
 
@@ -277,10 +290,9 @@ def choose_weights(mode: str, recipe_named: bool) -> Path | None:
 
     return find_weights(WEIGHTS.value)
   if mode == "predict" and not recipe_named and WORKDIR.value is None:
-    from medlitenet_jax.weights import RELEASED, SUFFIX
+    from medlitenet_jax.weights import find_weights, is_released
 
-    released = RELEASED / f"{DEFAULT_WEIGHTS}{SUFFIX}"
-    return released if released.is_file() else None
+    return find_weights(DEFAULT_WEIGHTS) if is_released(DEFAULT_WEIGHTS) else None
   return None
 
 
@@ -311,8 +323,9 @@ def main() -> None:
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
-  name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  workdir = Path(WORKDIR.value or ROOT / "runs" / name)
+  name = Path(WEIGHTS.value or config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  default = f"{name}-weights" if WEIGHTS.value else name  # not the folder of a run
+  workdir = Path(WORKDIR.value or ROOT / "runs" / default)
   output = Path(OUTPUT.value or ROOT / "runs" / f"{name}-{MODE.value}")
   from medlitenet_jax.errors import InputError
   from medlitenet_jax.stop import Stopped
@@ -327,10 +340,11 @@ def main() -> None:
     print(f"launch.py: {stopped}", file=sys.stderr)
     leave(128 + stopped.signal)
   except MemoryError:
-    refuse(
-      "not enough memory; set smaller sizes or batches, config.data.cache_gib=0, or fewer "
-      "config.data.num_threads"
-    )
+    refuse(NO_MEMORY)
+  except RuntimeError as error:  # of XLA, on whatever device
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    refuse(NO_MEMORY)
   except KeyboardInterrupt:
     again = "; the same command goes on from the newest checkpoint" if MODE.value == "train" else ""
     print(f"launch.py: interrupted{again}", file=sys.stderr)

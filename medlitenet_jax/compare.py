@@ -1,5 +1,6 @@
 """Comparison of evaluations: one table, paired tests case by case, pictures side by side."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from medlitenet_jax import config as config_lib
 from medlitenet_jax import report
 from medlitenet_jax.data.image_files import read_mask
+from medlitenet_jax.data.resize import resize_image
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluate import CASES_FILE, MASK_FOLDER, SUMMARY_FILE
@@ -29,6 +31,7 @@ from medlitenet_jax.statistics import holm, paired_difference
 logger = logging.getLogger(__name__)
 
 TESTED = ("dice", "iou", "threshold_jaccard", "hd95")
+LOWER_IS_BETTER = ("hd95",)
 SHOWN_CASES = 8
 # Of a protocol: what must be equal for a difference to be the networks' alone.
 PROTOCOL = (
@@ -174,7 +177,7 @@ def _evaluation_folder(path: Path) -> Path:
 
 def _names(folders: Sequence[Path]) -> list[str]:
   """The shortest endings of the paths that tell them apart."""
-  parts = [[p for p in folder.parts if p != "eval"] for folder in folders]
+  parts = [[p for p in folder.resolve().parts if p != "eval"] for folder in folders]
   splits = {p[-1] for p in parts}
   if len(splits) == 1:
     parts = [p[:-1] for p in parts]
@@ -205,7 +208,7 @@ def _tests(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
       pair = np.stack([evaluations[0].column(score), other.column(score)])
       pair = pair[:, np.isfinite(pair).all(axis=0)]
       if pair.size:
-        found = paired_difference(*pair)
+        found = paired_difference(*pair, lower_is_better=score in LOWER_IS_BETTER)
         tests.append({"score": score, "first": evaluations[0].name, "second": other.name, **found})
   for test, p_value in zip(tests, holm([t["p_value"] for t in tests]), strict=True):
     test["p_value_holm"] = p_value
@@ -262,7 +265,7 @@ def _open_photographs(evaluation: Evaluation) -> Source | None:
   try:
     config = config_lib.load(evaluation.folder)
     source = create_source(config.data, config.eval.split, config.seed)
-  except InputError as error:
+  except (InputError, KeyError) as error:  # KeyError: older than a field of the data
     logger.warning("No pictures of cases, for their photographs cannot be read: %s", error)
     return None
   if set(source.case_ids) != set(evaluation.cases):
@@ -280,6 +283,7 @@ def _pictures(evaluations: Sequence[Evaluation], source: Source) -> list[dict[st
   chosen = []
   for i in np.argsort(-spread, kind="stable")[:SHOWN_CASES]:
     case = source[place[case_ids[i]]]
+    case = dataclasses.replace(case, image=resize_image(case.image, *case.mask.shape))
     masks = [
       read_mask(e.folder / MASK_FOLDER / f"{case.case_id}{MASK_SUFFIX}.png") for e in evaluations
     ]

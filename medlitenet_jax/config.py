@@ -198,7 +198,12 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
   "takes one of train, val, test": [("eval.split", lambda v: v in ("train", "val", "test"))],
   "takes one of platform, host, device": [("data.augment_on", lambda v: v in ("host", "device"))],
   "takes one of none, six": [("eval.tta", lambda v: v in ("none", "six"))],
-  f"takes any of {', '.join(STEPS)}": [("eval.postprocess", lambda v: set(v) <= set(STEPS))],
+  f"takes any of {', '.join(STEPS)}, each once": [
+    ("eval.postprocess", lambda v: set(v) <= set(STEPS) and len(set(v)) == len(v))
+  ],
+  "takes released names, weights files or folders of runs": [
+    ("ensemble.members", lambda v: all(isinstance(member, str) and member for member in v))
+  ],
   "takes one of best, latest": [("eval.checkpoint", lambda v: v in ("best", "latest"))],
   f"takes one of auto, {', '.join(DTYPES)}": [("precision", lambda v: v in DTYPES)],
 }
@@ -257,6 +262,10 @@ def _check(config: ConfigDict) -> None:
     raise InputError(
       f"config.data.val_fraction is {config.data.val_fraction!r}; it must leave room for "
       f"config.data.test_fraction, which is {config.data.test_fraction!r}"
+    )
+  if not config.loss.bce_weight and not config.loss.dice_weight:
+    raise InputError(
+      "config.loss.bce_weight and config.loss.dice_weight are both 0; give one of them"
     )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")

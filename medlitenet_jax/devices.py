@@ -170,7 +170,7 @@ def on_first(action: Callable[[], Any]) -> None:
       action()
     except Exception as raised:  # goes on below, once the others know
       error = raised
-  message = gather(str(error) if error else "")[0]
+  message = gather(str(error) or type(error).__name__ if error else "")[0]
   if error:
     raise error
   if message:

@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax import devices, metrics, report
+from medlitenet_jax.checkpoint import whole_steps
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.image_files import read_grey, read_mask, write_grey, write_mask
+from medlitenet_jax.data.resize import resize_image
 from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
 from medlitenet_jax.ensemble import Maps
 from medlitenet_jax.errors import InputError
@@ -51,9 +53,15 @@ def evaluate(
     The summary, as `summary.json` holds it.
 
   Raises:
-    InputError: if the checkpoint or the data cannot be used, or if the members of an ensemble were
-      trained on or selected by a case that is scored.
+    InputError: if the checkpoint or the data cannot be used, if a weights file would be scored in
+      the folder of a run, or if the members of an ensemble were trained on or selected by a case
+      that is scored.
   """
+  if weights is not None and whole_steps(workdir):
+    raise InputError(
+      f"{workdir}: holds a run, and the scores of {weights} would replace its own; choose another "
+      "--workdir"
+    )
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
   networks = load_networks(config, workdir, weights)
@@ -73,7 +81,9 @@ def evaluate(
 
   def finish() -> None:
     report.write_csv(folder / CASES_FILE, rows)
-    _draw(folder, summary, rows, source, report.read_metrics(workdir))
+    # Of a weights file no training is at hand; the folder's own would be another network's.
+    curves = report.read_metrics(workdir) if weights is None else []
+    _draw(folder, summary, rows, source, curves)
     replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     config_lib.save(config, folder)
     if config.ensemble.members:
@@ -229,7 +239,8 @@ def _draw(folder: Path, summary, rows, source: Source, curves) -> None:
     case = source[place[row["case_id"]]]
     prediction = read_mask(folder / MASK_FOLDER / f"{case.case_id}{MASK_SUFFIX}.png")
     entropy = read_grey(folder / UNCERTAINTY_FOLDER / f"{case.case_id}.png")
-    return PageCase(row, case.image, case.mask, prediction, entropy)
+    image = resize_image(case.image, *case.mask.shape)  # a prepared set keeps it smaller
+    return PageCase(row, image, case.mask, prediction, entropy)
 
   ranked = sorted(rows, key=lambda row: -row["dice"])
   spread = np.linspace(0, len(ranked) - 1, min(GRID_ROWS, len(ranked))).round().astype(int)

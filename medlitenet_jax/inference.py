@@ -27,7 +27,7 @@ from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.preprocess import normalize
 from medlitenet_jax.state import DTYPES
 from medlitenet_jax.tta import six_views
-from medlitenet_jax.weights import RELEASED, SUFFIX, find_weights, read_weights
+from medlitenet_jax.weights import SUFFIX, find_weights, is_released, read_weights
 from medlitenet_jax.workdir import read_cases
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,19 @@ def load_networks(config: ConfigDict, workdir: Path, weights: Path | None = None
     on first use.
 
   Raises:
-    InputError: if a checkpoint is missing or of another network, if the members were selected on
-      different cases, if a member was trained with other preprocessing than the configuration has,
-      or if a member is not the one that was weighted.
+    InputError: if a checkpoint is missing or of another network, if both a weights file and members
+      are given, if the folder of an ensemble holds
+      a run, if the members were selected on different cases, if a member was trained with other
+      preprocessing than the configuration has, or if a member is not the one that was weighted.
   """
   if not config.ensemble.members:
     return [_load_network(config, workdir) if weights is None else _from_weights(config, weights)]
+  if weights is not None:
+    raise InputError(
+      f"config.ensemble.members names networks and --weights another, {weights}; leave one out"
+    )
+  if (workdir / config_lib.CONFIG_FILE).exists() and not config_lib.load(workdir).ensemble.members:
+    raise InputError(f"{workdir}: holds a run; choose another --workdir for the ensemble")
   networks = [_load_member(config, member) for member in config.ensemble.members]
   hashes = {split_hash(network.seen["val"]) for network in networks}
   if len(hashes) > 1:
@@ -87,16 +94,12 @@ def load_networks(config: ConfigDict, workdir: Path, weights: Path | None = None
 
 
 def _load_member(config: ConfigDict, member: str) -> Network:
-  """Reads the run in a folder, or a weights file by its path or released name."""
-  if Path(member).is_dir() or not _names_weights(member):
+  """Reads a weights file by its path or released name, or the run in a folder."""
+  if not (is_released(member) or member.endswith(SUFFIX)):
     own = _member_config(config, member, config_lib.load(Path(member)))
     return _load_network(own, Path(member))
   path = find_weights(member)
   return _from_weights(_member_config(config, member, read_weights(path).config), path)
-
-
-def _names_weights(member: str) -> bool:
-  return member.endswith(SUFFIX) or (RELEASED / f"{member}{SUFFIX}").is_file()
 
 
 def _member_config(config: ConfigDict, member: str, saved: ConfigDict) -> ConfigDict:
@@ -175,10 +178,10 @@ def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], di
 def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path) -> list[float]:
   """Reads the weights of the members, or computes and stores them."""
   for network in networks:
-    if "dice" not in network.origin["validation"]:
+    if not network.origin["validation"].get("dice", 0) > 0:
       raise InputError(
         f"{network.origin['run']}: its checkpoint after batch {network.origin['step']} has no "
-        "validation score to be weighted by; train on, or take the best one"
+        "validation Dice above 0 to be weighted by; train on, or take the best one"
       )
   members = [
     {"run": n.origin["run"], "step": n.origin["step"], "dice": n.origin["validation"]["dice"]}

@@ -18,7 +18,7 @@ class PageCase(NamedTuple):
 
   Attributes:
     row: of `cases.csv`.
-    image: [H, W, 3] uint8 photograph of any size.
+    image: [H, W, 3] uint8 photograph.
     truth: [H, W] uint8, 0 or 1.
     prediction: [H, W] uint8, 0 or 1.
     uncertainty: [S, S] float32 entropy in bits, 0 to 1, squashed as the network saw it; or None.

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ class Photograph:
     view: the same with the longer side at most `VIEW_SIDE`, for the overlay.
     height: of the photograph itself, in pixels.
     width: of the photograph itself, in pixels.
+    sha256: of its file, hexadecimal; empty where it cannot be read.
     error: why it cannot be read; empty where it can.
   """
 
@@ -62,6 +64,7 @@ class Photograph:
   view: np.ndarray
   height: int
   width: int
+  sha256: str = ""
   error: str = ""
 
 
@@ -83,11 +86,11 @@ class PhotographSource:
       image = read_image(path)
     except InputError as error:
       nothing = np.zeros((1, 1, 3), np.uint8)
-      return Photograph(index, path.stem, path, nothing, nothing, 1, 1, str(error))
+      return Photograph(index, path.stem, path, nothing, nothing, 1, 1, error=str(error))
     height, width = image.shape[:2]
     scale = min(1.0, VIEW_SIDE / max(height, width))
     view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    return Photograph(index, path.stem, path, image, view, height, width)
+    return Photograph(index, path.stem, path, image, view, height, width, _sha256(path))
 
 
 def find_photographs(inputs: Sequence[Path]) -> list[Path]:
@@ -106,7 +109,7 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
   for given in inputs:
     if given.is_dir():
       paths = list(find_images(given).values())
-      others = sorted(path.name for path in given.iterdir() if path not in paths)
+      others = sorted(path.name for path in set(given.iterdir()).difference(paths))
       if others:
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         logger.warning("%s: left out %d that are no image files: %s", given, len(others), named)
@@ -229,7 +232,8 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
   try:
     for row in rows:
-      float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"]), row["photograph"]
+      float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"])
+      row["photograph"], row["sha256"]
     return {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
     raise InputError(
@@ -240,12 +244,19 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
 
 def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
   row = done.get(path.stem)
-  if row is not None and row["photograph"] != path.name:
+  if row is None:
+    return False
+  if row["photograph"] != path.name or row["sha256"] != _sha256(path):
     raise InputError(
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
     )
-  return row is not None
+  return True
+
+
+def _sha256(path: Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(
@@ -280,6 +291,7 @@ def _write(
   return {
     "case_id": case_id,
     "photograph": photograph.path.name,
+    "sha256": photograph.sha256,
     "height": photograph.height,
     "width": photograph.width,
     "confidence": round(expected_dice(probs, small), 4),

@@ -45,7 +45,7 @@ class SkippedBatches:
 
   @property
   def too_many(self) -> bool:
-    """Whether the limit is reached."""
+    """Whether the limit was reached."""
     return bool(self._limit) and len(self._row) >= self._limit
 
   def add(
@@ -69,7 +69,8 @@ class SkippedBatches:
       return
     skipped = int(batch.figures["skipped"])
     if skipped == self._skipped:
-      self._row = []
+      if not self.too_many:  # which stays so, though the batch after them was good
+        self._row = []
       return
     self._skipped = skipped
     case_ids = [name for part in devices.gather(list(batch.case_ids)) for name in part]

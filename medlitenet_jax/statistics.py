@@ -63,12 +63,15 @@ def _intervals(table: np.ndarray) -> list[list[float] | None]:
   return [[float(low), float(high)] for low, high in zip(found.low, found.high, strict=True)]
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+def paired_difference(
+  first: np.ndarray, second: np.ndarray, *, lower_is_better: bool = False
+) -> dict[str, Any]:
   """Compares two evaluations of the same cases.
 
   Args:
     first: [N] a score of each case.
     second: [N] the same of the other evaluation, in the same order.
+    lower_is_better: whether the score is one of error, as distances are.
 
   Returns:
     "difference": mean of second - first; "ci95": its bootstrap interval over cases;
@@ -82,13 +85,14 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     raise ValueError(f"two scores of the same cases are needed, not {first.shape}, {second.shape}")
   difference = second - first
   p_value = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
+  gain = -difference if lower_is_better else difference
   return {
     "difference": float(difference.mean()),
     "ci95": _intervals(difference[None])[0],
     "p_value": p_value,
-    "better": int(np.sum(difference > 0)),
-    "equal": int(np.sum(difference == 0)),
-    "worse": int(np.sum(difference < 0)),
+    "better": int(np.sum(gain > 0)),
+    "equal": int(np.sum(gain == 0)),
+    "worse": int(np.sum(gain < 0)),
   }
 
 

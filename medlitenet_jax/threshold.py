@@ -58,7 +58,8 @@ def choose_threshold(
     A multiple of 1 / STEPS in (0, 1); of equal ones the nearest to one half.
 
   Raises:
-    InputError: if the scored split is the one that would choose.
+    InputError: if the scored split is the one that would choose, or `eval.hysteresis_low` is not
+      under what it chose.
   """
   if config.eval.split == "val":
     raise InputError(
@@ -82,14 +83,19 @@ def choose_threshold(
   chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)
   record = {
     "threshold": chosen,
-    "dice": float(dice.max()),
+    "dice": float(dice[1:].max()),
     "dice_at_one_half": float(dice[round(PLAIN_THRESHOLD * STEPS)]),
     "val_hash": split_hash(source.case_ids),
     "made_by": _identity(networks, config),
   }
   text = json.dumps(record, indent=2) + "\n"
-  devices.on_first(lambda: replace_file(workdir / THRESHOLD_FILE, text))
-  return chosen
+
+  def keep() -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_file(workdir / THRESHOLD_FILE, text)
+
+  devices.on_first(keep)
+  return _above_hysteresis(chosen, config)
 
 
 def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Path) -> float:
@@ -104,7 +110,8 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     The threshold.
 
   Raises:
-    InputError: if none was chosen, or for other networks or another test-time augmentation.
+    InputError: if none was chosen, or for other networks or another test-time augmentation, or
+      `eval.hysteresis_low` is not under it.
   """
   path = workdir / THRESHOLD_FILE
   try:
@@ -119,12 +126,31 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     ) from error
   if made_by != _identity(networks, config):
     raise InputError(
-      f"{path}: was chosen for another checkpoint or test-time augmentation; evaluate with "
+      f"{path}: was chosen for another network or test-time augmentation; evaluate with "
       "config.eval.threshold=0 again, or give a number"
+    )
+  return _above_hysteresis(threshold, config)
+
+
+def _above_hysteresis(threshold: float, config: ConfigDict) -> float:
+  if config.eval.hysteresis_low >= threshold:
+    raise InputError(
+      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under the "
+      f"threshold that was chosen on val, which is {threshold:g}"
     )
   return threshold
 
 
 def _identity(networks: Sequence[Network], config: ConfigDict) -> dict[str, Any]:
-  steps = [[network.origin["step"], network.image_size] for network in networks]
-  return {"steps_and_sizes": steps, "tta": config.eval.tta}
+  # Validation scores tell networks apart wherever their folders and files have been moved to.
+  return {
+    "networks": [
+      {
+        "step": network.origin["step"],
+        "image_size": network.image_size,
+        "validation": dict(network.origin["validation"]),
+      }
+      for network in networks
+    ],
+    "tta": config.eval.tta,
+  }

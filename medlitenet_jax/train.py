@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import devices, metrics, optim, report
-from medlitenet_jax.checkpoint import Checkpoints
+from medlitenet_jax.checkpoint import Checkpoints, whole_steps
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
@@ -150,13 +150,17 @@ class _Loop:
     self._batches = create_train_batches(config, sources["train"], self._plan)
     self._initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
 
+  def refuse_shorter(self) -> None:
+    """Refuses a run that is longer already, before anything of it is changed."""
+    seen, asked = whole_steps(self._workdir)[-1:], self._plan.total_steps
+    if seen and seen[0] > asked:
+      raise InputError(f"{self._workdir}: has seen {seen[0]} batches, more than the {asked} asked")
+
   def _first_state(self) -> TrainState:
     """The network as the newest checkpoint has it, as trained elsewhere, or at random."""
     restored = self._checkpoints.resume(jax.eval_shape(self._initialise), self._batches)
     if restored is not None:
       seen, asked = int(restored.micro_step), self._plan.total_steps
-      if seen > asked:
-        raise InputError(f"{self._workdir}: has seen {seen} batches, more than the {asked} asked")
       logger.info("Resuming %s after %d of %d batches.", self._workdir, seen, asked)
       return restored
     state = jax.jit(self._initialise, out_shardings=devices.replicated())()
@@ -194,6 +198,7 @@ class _Loop:
         scores = self._validate()
         if scores is not None:
           self._checkpoints.add_metrics(self._seen, scores)
+        self._meter.restart()
       while self._seen < self._plan.total_steps and not self._ending():
         trace_at(self._seen, self._state)
         self._learn()
@@ -202,6 +207,7 @@ class _Loop:
         if self._validation_due():
           self._skips.read()  # a checkpoint's batches are in the log before it is saved
           self._checkpoints.save(self._state, self._batches, self._validate())
+          self._meter.restart()
       self._skips.read()
       if self._seen and self._checkpoints.latest_step != self._seen:
         self._checkpoints.save(self._state, self._batches)
@@ -220,7 +226,8 @@ class _Loop:
 
   def _write_means(self) -> None:
     means = self._meter.read()
-    means["learning_rate"] = float(self._schedule(self._seen // self._config.optim.accumulation))
+    updates = int(self._state.opt_state.gradient_step)  # skipped batches make none
+    means["learning_rate"] = float(self._schedule(updates))
     means["image_size"] = self._plan.image_size_at(self._seen - 1)
     self._log.write(step=self._seen, epoch=self._epoch, split="train", figures=means)
     self._bar.set_postfix(
@@ -238,7 +245,6 @@ class _Loop:
       if devices.is_first():
         dice, iou = scores["dice"], scores["iou"]
         self._bar.write(f"epoch {self._epoch:.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
-    self._meter.restart()
     return scores
 
   @property
@@ -324,6 +330,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     for name in ("train", "val")
   }
   loop = _Loop(config, workdir, sources)
+  loop.refuse_shorter()
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
     folder = open_workdir(config, workdir, sources, force=force)

@@ -59,14 +59,18 @@ class Weights:
   sha256: str
 
 
+def is_released(name: str) -> bool:
+  """Whether a name is that of released weights; with a folder before it, it is a path."""
+  return "/" not in name and (RELEASED / f"{name}{SUFFIX}").is_file()
+
+
 def find_weights(name: str) -> Path:
   """Path of a weights file by its released name, or as it is given.
 
   Raises:
     InputError: if there is no such file.
   """
-  released = RELEASED / f"{name}{SUFFIX}"
-  path = released if released.is_file() else Path(name)
+  path = RELEASED / f"{name}{SUFFIX}" if is_released(name) else Path(name)
   if not path.is_file():
     names = ", ".join(sorted(path.stem for path in RELEASED.glob(f"*{SUFFIX}"))) or "none"
     raise InputError(f"{name}: no such weights file, nor a released name (there are: {names})")
@@ -126,7 +130,8 @@ def read_weights(path: Path) -> Weights:
     config = config_lib.from_tree(json.loads(metadata["config"]))
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
-  except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    model = create_model(config.model.to_dict(), jnp.float32)
+  except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{path}: not a weights file of this project ({error})") from error
   variables: dict[str, Any] = {}
   for name, value in arrays.items():
@@ -135,7 +140,7 @@ def read_weights(path: Path) -> Weights:
     for module in modules:
       place = place.setdefault(module, {})
     place[leaf] = value
-  shapes = variable_shapes(create_model(config.model.to_dict(), jnp.float32))
+  shapes = variable_shapes(model)
   expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}
   if expected != {name: value.shape for name, value in arrays.items()}:
     raise InputError(f"{path}: holds other parameters than the network that it describes")

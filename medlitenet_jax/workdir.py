@@ -70,9 +70,10 @@ def open_workdir(
   workdir.mkdir(parents=True, exist_ok=True)
   with _locked(workdir):
     if changed:
-      former = f"config.until_{steps[-1]}.json"
-      replace_file(workdir / former, (workdir / config_lib.CONFIG_FILE).read_text())
-      logger.warning("Going on with %s; as it was: %s.", _list(changed), workdir / former)
+      former = workdir / f"config.until_{steps[-1]}.json"
+      if not former.exists():  # else a change between that made none of the N batches
+        replace_file(former, (workdir / config_lib.CONFIG_FILE).read_text())
+      logger.warning("Going on with %s; as it was: %s.", _list(changed), former)
     config_lib.save(config, workdir)
     if not steps:
       _store_cases(workdir, cases)

@@ -293,7 +293,8 @@ def run_files(rng, folder):
   networks = [_fake_network("one"), _fake_network("two")]
   members = [{"run": n.origin["run"], "step": 3, "dice": 0.5, "weight": 0.5} for n in networks]
   _place(rng, workdir / "ensemble.json", damaged_json(rng, {"val_hash": "h", "members": members}))
-  made_by = {"steps_and_sizes": [[3, 64], [3, 64]], "tta": "none"}
+  known = {"step": 3, "image_size": 64, "validation": {"dice": 0.5}}
+  made_by = {"networks": [known, known], "tta": "none"}
   record = {"threshold": 0.4, "made_by": made_by}
   _place(rng, workdir / "threshold.json", damaged_json(rng, record))
   figures_of = {"loss": 1.0, "dice": 0.5, "image_size": 64}

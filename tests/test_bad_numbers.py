@@ -117,4 +117,8 @@ def test_a_good_batch_begins_the_count_anew(tmp_path):
   assert seen == [False] * 4 and skips.too_many
   assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4]
   assert "batches 3 to 4" in skips.describe() and "case3, case4" in skips.describe()
+  figures = {"loss": 1.0, "grad_norm": 1.0, "skipped": 8.0}
+  skips.add(step=5, epoch=0.0, case_ids=["case5"], figures=figures)
+  skips.read()  # noticed a batch late, they end the run though that batch was good
+  assert skips.too_many and "batches 3 to 4" in skips.describe()
   log.close()

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -59,6 +60,9 @@ def test_paired_tests_are_of_the_cases(runs, tmp_path):
   assert test["difference"] == pytest.approx(np.mean(columns["low"] - columns["plain"]))
   assert test["p_value"] == stats.wilcoxon(columns["low"] - columns["plain"]).pvalue
   assert test["p_value_holm"] >= test["p_value"]
+  (distance,) = (t for t in result["tests"] if t["score"] == "hd95")
+  hd95 = np.stack([e.column("hd95") for e in read_evaluations(runs)])
+  assert distance["better"] == np.sum(hd95[1] < hd95[0])
   assert result["protocol_differences"] == {"threshold": [0.5, 0.3]}
   assert json.loads((tmp_path / "comparison.json").read_text()) == result
   with (tmp_path / "comparison.csv").open(newline="") as file:
@@ -86,6 +90,12 @@ def test_folders_of_one_name_are_told_apart(runs, tmp_path):
   assert [e.name for e in read_evaluations(copies)] == ["left/run", "right/run"]
   with pytest.raises(InputError, match="twice"):
     read_evaluations([copies[0], copies[0]])
+
+
+def test_a_run_is_compared_from_within(runs, monkeypatch):
+  monkeypatch.chdir(runs[0])
+  (evaluation,) = read_evaluations([Path(".")])
+  assert evaluation.name == "plain"
 
 
 def test_what_does_not_compare_is_refused(runs, tmp_path):

@@ -182,6 +182,7 @@ BAD_VALUES = {
   "model__gate_stages": (0, 5),
   "model__boundary_bias_stage": 5,
   "model__dropout": 1.0,
+  "ensemble__members": (1, 2),
   "loss__bce_weight": -1.0,
   "loss__dice_weight": -1.0,
   "loss__dice_epsilon": 0.0,
@@ -204,6 +205,7 @@ BAD_VALUES = {
   "eval__image_size": 32,
   "eval__batch_size": 0,
   "eval__threshold": 1.0,
+  "eval__postprocess": ("fill_holes", "fill_holes"),
   "eval__checkpoint": "newest",
   "profile__start_step": -1,
   "profile__num_steps": -1,
@@ -232,6 +234,10 @@ ABSURD_VALUES = {
   "loss__boundary_width": 10**9,
   "augment__elastic_grid": 10**6,
   "augment__clahe_tiles": 10**6,
+  "model__aspp_dilations": (1, 3_000_000_000),
+  "model__mixer_dim": 4_000_000_000,
+  "model__decoder_dims": (16, 16, 16, 10**6),
+  "model__mixer_layers": 10**6,
 }
 
 
@@ -243,6 +249,11 @@ def test_bad_value_names_its_field(name, value):
   field = name.replace("__", ".")
   assert field in line or (name == "model__mixer_heads" and "mixer_heads" in line)
   assert len(line.splitlines()) == 1
+
+
+def test_a_loss_of_nothing_is_refused():
+  with pytest.raises(InputError, match=r"bce_weight and config\.loss\.dice_weight are both 0"):
+    resolved(loss__bce_weight=0.0, loss__dice_weight=0.0)
 
 
 @pytest.mark.parametrize("name", ["optim__learning_rate", "loss__bce_weight", "optim__clip_norm"])

@@ -207,3 +207,14 @@ def test_what_the_first_process_cannot_do_ends_the_others(monkeypatch):
   monkeypatch.setattr(devices, "gather", lambda value: ["disk full", value])
   with pytest.raises(InputError, match="disk full"):
     devices.on_first(fail)
+
+
+def test_an_error_without_words_is_one_for_the_others_too(monkeypatch):
+  def fail():
+    raise MemoryError
+
+  said = []
+  monkeypatch.setattr(devices, "gather", lambda value: said.append(value) or [value])
+  with pytest.raises(MemoryError):
+    devices.on_first(fail)
+  assert said == ["MemoryError"]

@@ -10,12 +10,14 @@ import pytest
 from small_runs import (
   SIZES,
   compiled_as_by_launch,
+  contents,
   copy_of_run,
   finished_run,
   resolved,
   write_sizes,
 )
 
+from medlitenet_jax import inference
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.inference import (
@@ -147,6 +149,36 @@ def test_weights_are_made_once_and_kept(tmp_path):
   stored["members"][0]["weight"], stored["members"][1]["weight"] = 0.25, 0.75
   (workdir / ENSEMBLE_FILE).write_text(json.dumps(stored))
   assert [n.weight for n in load_networks(config, workdir)] == [0.25, 0.75]
+
+
+def test_an_ensemble_does_not_take_the_folder_of_a_run(tmp_path):
+  config = ensemble(tmp_path)
+  run = Path(config.ensemble.members[0])
+  before = contents(run)
+  with pytest.raises(InputError, match="holds a run; choose another --workdir for the ensemble"):
+    load_networks(config, run)
+  assert contents(run) == before
+
+
+@pytest.mark.parametrize("validation", [{}, {"dice": 0.0}])
+def test_a_member_without_a_score_is_refused(tmp_path, monkeypatch, validation):
+  config = ensemble(tmp_path)
+  load = inference.load_averaged
+  monkeypatch.setattr(
+    inference,
+    "load_averaged",
+    lambda *args: (lambda found: (found[0], {**found[1], "validation": validation}))(load(*args)),
+  )
+  with pytest.raises(InputError, match="no validation Dice above 0 to be weighted by"):
+    load_networks(config, tmp_path / "ensemble")
+
+
+def test_a_released_name_means_the_released_weights_whatever_lies_around(tmp_path, monkeypatch):
+  copy_of_run(tmp_path).rename(tmp_path / "base")
+  monkeypatch.chdir(tmp_path)
+  config = resolved(ensemble__members=("base", "./base"))
+  with pytest.raises(InputError, match="different validation cases"):  # of two networks, then
+    load_networks(config, tmp_path / "ensemble")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"members": [{"run": 1}]}'])

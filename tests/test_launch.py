@@ -118,6 +118,19 @@ def bad_inputs():
       finished,
       ("config.eval.threshold", "1.5"),
     ),
+    "two_networks": (
+      (
+        *(*evaluate, f"--config={ROOT}/configs/ensemble.py", "--weights=base"),
+        *arguments(data__source="synthetic"),
+      ),
+      new,
+      ("config.ensemble.members", "--weights"),
+    ),
+    "described_ensemble": (
+      ("--mode=describe", f"--config={ROOT}/configs/ensemble.py"),
+      new,
+      ("config.ensemble.members", "one by one"),
+    ),
     "no_split": (
       (*evaluate, *arguments(eval__split="dev")),
       finished,
@@ -146,6 +159,7 @@ NAMES = (
   *("another_run", "another_network", "occupied", "under_a_file"),
   *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
   *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
+  *("two_networks", "described_ensemble"),
 )
 
 
@@ -238,6 +252,21 @@ def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
   done = launch(*args, f"--workdir={finished_run()}", patch=patch)
   assert done.returncode == 0 and "asked 4 2 speed (" in done.stdout, done.stderr
   assert str(finished_run()) in done.stdout
+
+
+def test_too_little_memory_of_a_device_is_one_line(tmp_path):
+  patch = (
+    "from medlitenet_jax import describe\n"
+    "def describe_of(config, output):\n"
+    "  raise RuntimeError(config.eval.split)\n"
+    "describe.describe = describe_of\n"
+  )
+  text = "RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes."
+  done = launch("--mode=describe", patch=patch.replace("config.eval.split", repr(text)))
+  assert done.returncode == 2 and "not enough memory" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+  done = launch("--mode=describe", patch=patch)
+  assert done.returncode == 1 and "Traceback" in done.stderr  # any other is a defect of ours
 
 
 def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_path):

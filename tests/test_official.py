@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from damage import damaged, pick
+from small_runs import compiled_as_by_launch, copy_of_run, small_config
 
+from medlitenet_jax import compare, evaluate
+from medlitenet_jax import config as config_lib
 from medlitenet_jax.data import convert, official
 from medlitenet_jax.data.official import BUILDERS, PreparedSource, create_builder, prepare_set
 from medlitenet_jax.data.sources import create_source
@@ -157,6 +160,42 @@ def test_preparing_twice_gives_the_same_bytes_zipped_or_not(isic2018, tmp_path):
   one, two, three = (files_of(tmp_path / name) for name in ("one", "two", "three"))
   assert any("array_record" in name for name in one)
   assert one == two == three
+
+
+def test_scores_and_pictures_are_at_the_size_of_the_native_masks(isic2018, tmp_path, monkeypatch):
+  prepare_set("isic2018", tmp_path / "sets", isic2018, SHORT_SIDE)
+  workdir = copy_of_run(tmp_path)
+  overrides = {
+    "data.source": "isic2018",
+    "data.root": str(tmp_path / "sets"),
+    "data.working_size": SHORT_SIDE,
+  }
+  drawn = []
+  for module, name in ((evaluate, "draw_grid"), (evaluate, "draw_failures")):
+    draw = getattr(module, name)
+    monkeypatch.setattr(
+      module, name, lambda cases, path, d=draw: (drawn.extend(cases), d(cases, path))
+    )
+  config = config_lib.for_evaluation(config_lib.load(workdir), overrides, "cpu", small_config())
+  with compiled_as_by_launch():
+    summary = evaluate.evaluate(config, workdir, "python launch.py")
+  assert summary["cases"] == 3 and len(drawn) > 3
+  for case in drawn:
+    assert case.image.shape[:2] == case.truth.shape == case.prediction.shape == (60, 80)
+  source = create_source(config.data, "test", 0)
+  (evaluation,) = compare.read_evaluations([workdir])
+  for shown in compare._pictures([evaluation], source):
+    assert shown["case"].image.shape[:2] == shown["predictions"][0].shape == (60, 80)
+
+
+def test_nothing_is_written_through_a_link(isic2018, tmp_path):
+  (tmp_path / "elsewhere").mkdir()
+  builder = create_builder("isic2018", tmp_path / "sets", SHORT_SIDE)
+  builder.staging.parent.mkdir(parents=True, exist_ok=True)
+  builder.staging.symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(InputError, match="is a link"):
+    prepare_set("isic2018", tmp_path / "sets", isic2018, SHORT_SIDE)
+  assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_no_tensorflow_is_loaded(isic2018, tmp_path):

@@ -103,6 +103,17 @@ def test_a_second_run_does_what_is_left(predicted, tmp_path):
   assert contents(output) == before
 
 
+def test_another_photograph_of_a_name_is_not_taken_for_done(predicted, tmp_path):
+  root, _ = predicted
+  other = Path(shutil.copytree(root / "photographs", tmp_path / "photographs"))
+  before = contents(root / "output")
+  image = cv2.imread(str(other / "wide.jpg"))
+  cv2.imwrite(str(other / "wide.jpg"), image[:, ::-1])
+  done = run(other, root / "output", "--mm_per_pixel=0.1", "--config.eval.tta=six")
+  assert done.returncode == 2 and "results of another photograph of that name" in done.stderr
+  assert len(done.stderr.splitlines()) == 1 and contents(root / "output") == before
+
+
 def test_other_settings_are_refused(predicted):
   root, _ = predicted
   before = contents(root / "output")

@@ -77,6 +77,15 @@ def test_paired_difference_of_the_same():
     paired_difference(np.ones(5), np.ones(4))
 
 
+def test_a_distance_is_better_where_it_is_lower():
+  first, second = np.array([20.0, 30, 25, 40]), np.array([10.0, 15, 25, 50])
+  found = paired_difference(first, second, lower_is_better=True)
+  assert (found["better"], found["equal"], found["worse"]) == (2, 1, 1)
+  plain = paired_difference(first, second)
+  assert (plain["better"], plain["worse"]) == (1, 2)
+  assert found["difference"] == plain["difference"] == -3.75
+
+
 def test_paired_difference_turns_with_its_sides():
   a, b = np.random.default_rng(5).random((2, 30))
   there, back = paired_difference(a, b), paired_difference(b, a)

@@ -17,7 +17,8 @@ from medlitenet_jax.threshold import (
   read_threshold,
 )
 
-NETWORK = Network(None, {}, 64, 1.0, {"step": 7}, {"train": [], "val": []})
+ORIGIN = {"step": 7, "validation": {"dice": 0.8}}
+NETWORK = Network(None, {}, 64, 1.0, ORIGIN, {"train": [], "val": []})
 
 
 def test_dice_at_every_threshold():
@@ -56,12 +57,21 @@ def darkness(images):
 
 
 def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
-  chosen = choose_threshold(darkness, [NETWORK], config, tmp_path)
+  workdir = tmp_path / "new"
+  chosen = choose_threshold(darkness, [NETWORK], config, workdir)
   assert 0.1 < chosen <= 0.3
-  record = json.loads((tmp_path / THRESHOLD_FILE).read_text())
+  record = json.loads((workdir / THRESHOLD_FILE).read_text())
   assert record["threshold"] == chosen
   assert record["dice"] > 0.97 and record["dice_at_one_half"] < 0.1
-  assert read_threshold([NETWORK], config, tmp_path) == chosen
+  assert read_threshold([NETWORK], config, workdir) == chosen
+  with config.unlocked():
+    config.eval.hysteresis_low = 0.3
+  for use in (
+    lambda: choose_threshold(darkness, [NETWORK], config, workdir),
+    lambda: read_threshold([NETWORK], config, workdir),
+  ):
+    with pytest.raises(InputError, match=r"hysteresis_low is 0\.3; it must lie under"):
+      use()
 
 
 def test_never_on_the_split_that_is_scored(config, tmp_path):
@@ -75,10 +85,11 @@ def test_a_threshold_of_another_network_is_refused(config, tmp_path):
   with pytest.raises(InputError, match="holds no threshold"):
     read_threshold([NETWORK], config, tmp_path)
   choose_threshold(darkness, [NETWORK], config, tmp_path)
-  other = NETWORK._replace(origin={"step": 8})
-  with pytest.raises(InputError, match="another checkpoint"):
-    read_threshold([other], config, tmp_path)
+  for changed in ({"step": 8}, {"validation": {"dice": 0.81}}):
+    other = NETWORK._replace(origin={**ORIGIN, **changed})
+    with pytest.raises(InputError, match="another network"):
+      read_threshold([other], config, tmp_path)
   with config.unlocked():
     config.eval.tta = "six"
-  with pytest.raises(InputError, match="another checkpoint"):
+  with pytest.raises(InputError, match="another network"):
     read_threshold([NETWORK], config, tmp_path)

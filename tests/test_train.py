@@ -196,6 +196,14 @@ def test_run_may_be_resumed_with_other_threads_but_not_with_another_rate(tmp_pat
   assert contents(workdir) == before
 
 
+def test_a_run_that_is_longer_than_asked_is_left_as_it_is(tmp_path):
+  workdir = copy_of_run(tmp_path)
+  before = contents(workdir)
+  with pytest.raises(InputError, match="has seen 8 batches, more than the 5 asked"):
+    train(resolved(train__max_steps=5), workdir, force=True)
+  assert contents(workdir) == before
+
+
 def test_workdir_that_is_not_a_run_is_left_alone(tmp_path):
   (tmp_path / "thesis.tex").write_text("precious")
   before = contents(tmp_path)

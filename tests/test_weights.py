@@ -9,11 +9,21 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_runs import ROOT, contents, draw_case, finished_run, launch, scratch, small_arguments
+from small_runs import (
+  ROOT,
+  contents,
+  draw_case,
+  finished_run,
+  launch,
+  resolved,
+  scratch,
+  small_arguments,
+)
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import load as load_config
 from medlitenet_jax.errors import InputError
+from medlitenet_jax.evaluate import evaluate
 from medlitenet_jax.inference import load_averaged
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.report import read_metrics
@@ -99,6 +109,12 @@ def test_a_file_is_scored_as_the_run_is_and_knows_what_it_has_seen(exported, tmp
   assert recorded["weights_sha256"] and "finished" in recorded["run"]
 
 
+def test_the_scores_of_a_run_are_not_replaced_by_those_of_a_file(exported):
+  path = exported / "finished.safetensors"
+  with pytest.raises(InputError, match="holds a run"):
+    evaluate(resolved(), finished_run(), "python launch.py", path)
+
+
 def test_neither_orbax_nor_grain_nor_tfds_is_needed(exported, photographs):
   script = f"""
 import sys
@@ -136,7 +152,13 @@ def changed(exported, tmp_path, change):
   ("change", "says"),
   [
     (lambda tensors, metadata: metadata.pop("format"), "not a weights file of this project"),
-    (lambda tensors, metadata: metadata.update(config="{"), "not a weights file of this project"),
+    *(
+      (
+        lambda tensors, metadata, c=c: metadata.update(config=c),
+        "not a weights file of this project",
+      )
+      for c in ("{", "[]", "{}", '{"model": 5}')
+    ),
     (lambda tensors, metadata: tensors.popitem(), "holds other parameters"),
     (lambda tensors, metadata: tensors.update(more=np.zeros(3)), "holds other parameters"),
   ],

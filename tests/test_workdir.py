@@ -96,10 +96,12 @@ def test_an_odd_change_is_taken_by_force_and_leaves_the_old_recipe(tmp_path):
   assert "config.loss.dice_weight=0.75 (was 0.5)" in str(error.value)
   with opened(workdir, force=True, **fields):
     assert config_lib.load(workdir).optim.learning_rate == 0.25
-  former = json.loads((workdir / "config.until_3.json").read_text())
-  assert former["optim"]["learning_rate"] == 0.005
   with opened(workdir, **fields):
     pass
+  with opened(workdir, force=True, optim__learning_rate=0.125):  # with no checkpoint in between
+    pass
+  former = json.loads((workdir / "config.until_3.json").read_text())
+  assert former["optim"]["learning_rate"] == 0.005
 
 
 def test_before_the_first_checkpoint_anything_may_change(tmp_path):

@@ -14,6 +14,8 @@ from medlitenet_jax.models import medlitenet, ops
 # Each entry: the module, and its variants as {name: {field: value}}. A module takes those fields
 # and the other fields of `config.model` as attributes, besides `form` and `dtype`.
 MODELS = {"medlitenet": (medlitenet.MedLiteNet, medlitenet.VARIANTS)}
+MOST = 4096  # of blocks, layers, channels and the like: more fits no memory
+MOST_DILATION = 256  # as wide as the grid of the largest image
 
 
 def _look_up(kind: str, name: str, table: Mapping[str, Any]):
@@ -48,35 +50,39 @@ def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
   return resolved
 
 
-def _whole(value, least: int) -> bool:
-  """Whether value is a whole number from `least` up."""
-  return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value, least: int, most: int = MOST) -> bool:
+  """Whether value is a whole number from `least` to `most`."""
+  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _all_whole(values, least: int, count: int | None = None) -> bool:
-  """Whether values are that many whole numbers from `least` up; any number of them for None."""
-  return len(values) == (count or len(values)) and all(_whole(value, least) for value in values)
+def _all_whole(values, count: int | None = None, most: int = MOST) -> bool:
+  """Whether values are that many whole numbers from 1 to `most`; any number of them for None."""
+  return len(values) == (count or len(values)) and all(_whole(value, 1, most) for value in values)
 
 
 def _check(fields: Mapping[str, Any]) -> None:
   """Refuses values that no network can be built from, field by field."""
   dim, heads, dilations = (fields[k] for k in ("mixer_dim", "mixer_heads", "aspp_dilations"))
+  up_to = f"from 1 to {MOST}"
   rules = {
     "form": (fields["form"] in ops.FORMS, f"takes one of {', '.join(ops.FORMS)}"),
-    "encoder_blocks": (_all_whole(fields["encoder_blocks"], 1, 4), "takes four numbers from 1 up"),
-    "mixer_heads": (_whole(heads, 1), "takes 1 or more"),
+    "encoder_blocks": (_all_whole(fields["encoder_blocks"], 4), f"takes four numbers {up_to}"),
+    "mixer_heads": (_whole(heads, 1), f"takes a number {up_to}"),
     "mixer_dim": (
       _whole(dim, 4) and dim % 4 == 0 and _whole(heads, 1) and dim % heads == 0,
-      f"takes a multiple of 4 and of mixer_heads, {heads}",
+      f"takes a multiple of 4 and of mixer_heads, {heads}, up to {MOST}",
     ),
-    "mixer_layers": (_whole(fields["mixer_layers"], 1), "takes 1 or more; mixer=False is none"),
-    "mixer_mlp_ratio": (_whole(fields["mixer_mlp_ratio"], 1), "takes 1 or more"),
-    "aspp_branch_dim": (_whole(fields["aspp_branch_dim"], 1), "takes 1 or more"),
+    "mixer_layers": (
+      _whole(fields["mixer_layers"], 1),
+      f"takes a number {up_to}; mixer=False is none",
+    ),
+    "mixer_mlp_ratio": (_whole(fields["mixer_mlp_ratio"], 1), f"takes a number {up_to}"),
+    "aspp_branch_dim": (_whole(fields["aspp_branch_dim"], 1), f"takes a number {up_to}"),
     "aspp_dilations": (
-      _all_whole(dilations, 1) and 0 < len(dilations) == len(set(dilations)),
-      "takes different whole numbers from 1 up",
+      _all_whole(dilations, most=MOST_DILATION) and 0 < len(dilations) == len(set(dilations)),
+      f"takes different whole numbers from 1 to {MOST_DILATION}",
     ),
-    "decoder_dims": (_all_whole(fields["decoder_dims"], 1, 4), "takes four numbers from 1 up"),
+    "decoder_dims": (_all_whole(fields["decoder_dims"], 4), f"takes four numbers {up_to}"),
     "gate_stages": (set(fields["gate_stages"]) <= set(range(5)), "takes stages 0 to 4"),
     "boundary_bias_stage": (fields["boundary_bias_stage"] in range(1, 5), "takes 1 to 4"),
     "dropout": (0 <= fields["dropout"] < 1, "takes a rate from 0 up to, not including, 1"),
