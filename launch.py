@@ -30,6 +30,7 @@ MODES = {
 }
 SHARED_MODES = ("train", "evaluate")  # that several processes can do together
 LONG_COMPILATION_SECONDS = 1  # whose memory is worth the milliseconds of giving it back
+BAR_SECONDS = "10"  # between two states of a bar in a file
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
 NO_MEMORY = (
@@ -157,6 +158,12 @@ def set_up_allocator() -> None:
     os.environ["GLIBC_TUNABLES"] = ALLOCATOR
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def set_up_bars() -> None:
+  """Has bars of progress written to a file every few seconds, where a terminal sees each step."""
+  if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", BAR_SECONDS)  # read by tqdm
 
 
 def set_up_cache() -> str:
@@ -320,6 +327,7 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   recipe_named = parse_flags()
   set_up_allocator()
+  set_up_bars()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well

@@ -231,7 +231,9 @@ class _Loop:
     means["image_size"] = self._plan.image_size_at(self._seen - 1)
     self._log.write(step=self._seen, epoch=self._epoch, split="train", figures=means)
     self._bar.set_postfix(
-      loss=f"{means['loss']:.4f}", images_per_s=f"{means['images_per_second']:.1f}"
+      loss=f"{means['loss']:.4f}",
+      images_per_s=f"{means['images_per_second']:.1f}",
+      refresh=False,
     )
     self._meter.spent_on("logging")
 

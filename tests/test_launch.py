@@ -254,6 +254,18 @@ def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
   assert str(finished_run()) in done.stdout
 
 
+def test_bars_do_not_fill_a_log():
+  patch = (
+    "import atexit\n"
+    "def say():\n"
+    "  from tqdm import tqdm\n"
+    "  print('interval', tqdm(total=1).mininterval)\n"
+    "atexit.register(say)\n"
+  )
+  assert "interval 10.0" in launch("--mode=describe", patch=patch).stdout
+  assert "interval 3.0" in launch("--mode=describe", patch=patch, TQDM_MININTERVAL="3").stdout
+
+
 def test_too_little_memory_of_a_device_is_one_line(tmp_path):
   patch = (
     "from medlitenet_jax import describe\n"
