@@ -58,7 +58,7 @@ WEIGHTS = flags.DEFINE_string(
   "weights",
   None,
   "Weights file, or name of a released one, in place of the checkpoint of --workdir; "
-  "predict takes the released base, where there is one, if neither is given.",
+  "predict takes the released base if neither is given.",
 )
 INPUT = flags.DEFINE_multi_string(
   "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
@@ -284,8 +284,14 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
     train(config, workdir, force=FORCE.value)
 
 
+def weights_name(mode: str, recipe_named: bool) -> str | None:
+  """The weights that --weights names, or that predict takes where nothing names a network."""
+  unnamed = mode == "predict" and not recipe_named and WORKDIR.value is None
+  return WEIGHTS.value or (DEFAULT_WEIGHTS if unnamed else None)
+
+
 def choose_weights(mode: str, recipe_named: bool) -> Path | None:
-  """Finds the weights file that --weights names, or the one that is used without it."""
+  """Finds the weights file that is used in place of a run, if one is."""
   from medlitenet_jax.errors import InputError
 
   if WEIGHTS.value is not None:
@@ -293,14 +299,12 @@ def choose_weights(mode: str, recipe_named: bool) -> Path | None:
       raise InputError(f"--weights: --mode={mode} uses none; leave it out")
     if WORKDIR.value is not None and mode != "evaluate":  # which writes there
       raise InputError("--weights and --workdir both name a network; give one of them")
-    from medlitenet_jax.weights import find_weights
+  name = weights_name(mode, recipe_named)
+  if name is None:
+    return None
+  from medlitenet_jax.weights import find_weights
 
-    return find_weights(WEIGHTS.value)
-  if mode == "predict" and not recipe_named and WORKDIR.value is None:
-    from medlitenet_jax.weights import find_weights, is_released
-
-    return find_weights(DEFAULT_WEIGHTS) if is_released(DEFAULT_WEIGHTS) else None
-  return None
+  return find_weights(name)
 
 
 def read_config(mode: str, workdir: Path, weights: Path | None, recipe_named: bool, platform: str):
@@ -331,8 +335,9 @@ def main() -> None:
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
-  name = Path(WEIGHTS.value or config_flags.get_config_filename(flags.FLAGS["config"])).stem
-  default = f"{name}-weights" if WEIGHTS.value else name  # not the folder of a run
+  weights = weights_name(MODE.value, recipe_named)
+  name = Path(weights or config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  default = f"{name}-weights" if weights else name  # not the folder of a run
   workdir = Path(WORKDIR.value or ROOT / "runs" / default)
   output = Path(OUTPUT.value or ROOT / "runs" / f"{name}-{MODE.value}")
   from medlitenet_jax.errors import InputError

@@ -115,14 +115,18 @@ def _only_warn_of_test(problem: Problem) -> Problem:
 
 def _hidden_damage(scan: Scan) -> list[Problem]:
   """What decoding shows of pairs that are left out for another reason already."""
-  known = {_file(problem) for problem in scan.problems if problem.kind == "unreadable"}
-  found = [damage(case, split) for split, cases in scan.broken.items() for case in cases]
-  return [problem for problems in found for problem in problems if _file(problem) not in known]
-
-
-def _file(problem: Problem) -> str:
-  """The path that a refusal begins with; a photograph and its mask may share their name."""
-  return problem.what.split(": ", 1)[0]
+  known = [problem.what for problem in scan.problems if problem.kind == "unreadable"]
+  hidden = []
+  for split, cases in scan.broken.items():
+    for case in cases:
+      # A photograph and its mask may share their name, so it is by their paths.
+      told = tuple(
+        start
+        for start in (f"{case.image}: ", f"{case.mask}: ")
+        if any(what.startswith(start) for what in known)
+      )
+      hidden += [problem for problem in damage(case, split) if not problem.what.startswith(told)]
+  return hidden
 
 
 def _read(

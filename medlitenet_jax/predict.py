@@ -16,8 +16,9 @@ from tqdm import tqdm
 from medlitenet_jax import report
 from medlitenet_jax.data.image_files import (
   IMAGE_SUFFIXES,
+  decode_image,
   find_images,
-  read_image,
+  read_content,
   refuse_name,
   write_color,
   write_grey,
@@ -83,14 +84,15 @@ class PhotographSource:
     """Reads one photograph."""
     path = self._paths[index]
     try:
-      image = read_image(path)
+      content = read_content(path)
+      image = decode_image(content, path)
     except InputError as error:
       nothing = np.zeros((1, 1, 3), np.uint8)
       return Photograph(index, path.stem, path, nothing, nothing, 1, 1, error=str(error))
     height, width = image.shape[:2]
     scale = min(1.0, VIEW_SIDE / max(height, width))
     view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    return Photograph(index, path.stem, path, image, view, height, width, _sha256(path))
+    return Photograph(index, path.stem, path, image, view, height, width, _sha256(content))
 
 
 def find_photographs(inputs: Sequence[Path]) -> list[Path]:
@@ -237,8 +239,8 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     return {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
     raise InputError(
-      f"{output / MEASUREMENTS_FILE}: not as predict wrote it ({error}); restore it, or choose "
-      "another --output"
+      f"{output / MEASUREMENTS_FILE}: not as this version of predict writes it ({error}); restore "
+      "it, or choose another --output"
     ) from error
 
 
@@ -246,7 +248,11 @@ def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) ->
   row = done.get(path.stem)
   if row is None:
     return False
-  if row["photograph"] != path.name or row["sha256"] != _sha256(path):
+  try:
+    content = read_content(path)
+  except InputError:  # no longer readable: it is asked for again, and fails as any other
+    return False
+  if row["photograph"] != path.name or row["sha256"] != _sha256(content):
     raise InputError(
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
@@ -254,9 +260,8 @@ def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) ->
   return True
 
 
-def _sha256(path: Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
 def _write(

@@ -126,8 +126,8 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     ) from error
   if made_by != _identity(networks, config):
     raise InputError(
-      f"{path}: was chosen for another network or test-time augmentation; evaluate with "
-      "config.eval.threshold=0 again, or give a number"
+      f"{path}: was chosen for another network or test-time augmentation, or by an earlier "
+      "version; evaluate with config.eval.threshold=0 again, or give a number"
     )
   return _above_hysteresis(threshold, config)
 

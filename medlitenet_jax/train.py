@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import devices, metrics, optim, report
-from medlitenet_jax.checkpoint import Checkpoints, whole_steps
+from medlitenet_jax.checkpoint import Checkpoints
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
@@ -150,11 +150,10 @@ class _Loop:
     self._batches = create_train_batches(config, sources["train"], self._plan)
     self._initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
 
-  def refuse_shorter(self) -> None:
-    """Refuses a run that is longer already, before anything of it is changed."""
-    seen, asked = whole_steps(self._workdir)[-1:], self._plan.total_steps
-    if seen and seen[0] > asked:
-      raise InputError(f"{self._workdir}: has seen {seen[0]} batches, more than the {asked} asked")
+  @property
+  def total_steps(self) -> int:
+    """Batches that the run will have seen in the end."""
+    return self._plan.total_steps
 
   def _first_state(self) -> TrainState:
     """The network as the newest checkpoint has it, as trained elsewhere, or at random."""
@@ -271,8 +270,8 @@ class _Loop:
   def _raise_if_cut_short(self) -> None:
     if self._skips.too_many:
       raise InputError(
-        f"{self._skips.describe()}; the parameters of before them are saved in {self._workdir}, "
-        "and as many as config.train.max_skipped_in_a_row ended the run"
+        f"{self._skips.describe()}; the state, without them, is saved in {self._workdir}, and as "
+        "many as config.train.max_skipped_in_a_row end a run"
       )
     total = self._plan.total_steps
     unfinished = self._seen < total or not self._checkpoints.metrics(self._seen)
@@ -332,10 +331,10 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     for name in ("train", "val")
   }
   loop = _Loop(config, workdir, sources)
-  loop.refuse_shorter()
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
-    folder = open_workdir(config, workdir, sources, force=force)
+    steps = loop.total_steps
+    folder = open_workdir(config, workdir, sources, total_steps=steps, force=force)
     devices.on_first(lambda: stack.enter_context(folder))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
     loop.run(checkpoints, stopped)

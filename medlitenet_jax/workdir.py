@@ -31,7 +31,12 @@ BEFORE_CONFIG = {LOCK_FILE, config_lib.CONFIG_FILE + TEMPORARY_SUFFIX}
 
 @contextlib.contextmanager
 def open_workdir(
-  config: ConfigDict, workdir: Path, sources: Mapping[str, Source], *, force: bool = False
+  config: ConfigDict,
+  workdir: Path,
+  sources: Mapping[str, Source],
+  *,
+  total_steps: int,
+  force: bool = False,
 ) -> Iterator[None]:
   """Makes the folder of a new run, or checks that the run in it is the one that is asked for.
 
@@ -42,13 +47,15 @@ def open_workdir(
     config: resolved.
     workdir: the folder.
     sources: of the splits that training reads; their cases are part of what a run is.
+    total_steps: batches that the run will have seen in the end.
     force: whether fields in `ODD_FIELDS` may have other values than before.
 
   Yields:
     Nothing.
 
   Raises:
-    InputError: if the folder holds another run, or files but no run, or a run that is going on.
+    InputError: if the folder holds another run, a longer one or one that is going on, or files but
+      no run.
   """
   cases = {split: list(source.case_ids) for split, source in sources.items()}
   if not workdir.is_dir() and workdir.exists():
@@ -65,6 +72,11 @@ def open_workdir(
         f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} was "
         "changed; restore them or choose another --workdir"
       )
+    if steps[-1] > total_steps:
+      raise InputError(
+        f"{workdir}: has seen {steps[-1]} batches, more than the {total_steps} asked; ask for "
+        "more, or choose another --workdir"
+      )
   elif saved is None and workdir.is_dir() and set(os.listdir(workdir)) - BEFORE_CONFIG:
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +88,7 @@ def open_workdir(
       logger.warning("Going on with %s; as it was: %s.", _list(changed), former)
     config_lib.save(config, workdir)
     if not steps:
-      _store_cases(workdir, cases)
+      _store_cases(workdir, {**cases, BEFORE: []})
     yield
 
 
@@ -155,6 +167,12 @@ def read_cases(workdir: Path) -> dict[str, list[str]]:
     InputError: if the file is missing or damaged.
   """
   cases = _stored_cases(workdir)
+  if BEFORE not in read_json(workdir / CASES_FILE) and config_lib.load(workdir).train.start_from:
+    logger.warning(
+      "%s: is older than the record of what the weights that the run started from had seen; those "
+      "cases are not counted",
+      workdir / CASES_FILE,
+    )
   return {"train": list(dict.fromkeys([*cases["train"], *cases[BEFORE]])), "val": cases["val"]}
 
 

@@ -280,7 +280,7 @@ def saved_config(rng, folder):
         if found.data.source == "folder":
           attempt(create_source, found.data, "test", found.seed)
     sources = {name: SimpleNamespace(case_ids=[name[0]]) for name in ("train", "val")}
-    attempt(open_workdir, config, workdir, sources)
+    attempt(functools.partial(open_workdir, total_steps=8), config, workdir, sources)
     attempt(read_cases, workdir)
 
   return act

@@ -254,6 +254,20 @@ def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
   assert str(finished_run()) in done.stdout
 
 
+def test_scores_of_weights_go_where_predict_looks_for_their_threshold():
+  done = launch("--mode=predict", "--input=x.png", "--config.eval.threshold=0")
+  assert done.returncode == 2 and "x.png: no such file" in done.stderr
+  patch = (
+    "from medlitenet_jax import evaluate, predict\n"
+    "evaluate.evaluate = lambda config, workdir, *_: print('at', workdir)\n"
+    "predict.predict = lambda config, workdir, *_: print('at', workdir)\n"
+  )
+  scored = launch("--mode=evaluate", "--weights=base", patch=patch)
+  outlined = launch("--mode=predict", "--input=x.png", patch=patch)
+  place = f"at {ROOT / 'runs' / 'base-weights'}\n"
+  assert scored.stdout.endswith(place) and outlined.stdout.endswith(place)
+
+
 def test_bars_do_not_fill_a_log():
   patch = (
     "import atexit\n"

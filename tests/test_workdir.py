@@ -22,8 +22,9 @@ SOURCES = {
 }
 
 
-def opened(workdir, *, force=False, **fields):
-  return open_workdir(resolved(**fields), workdir, SOURCES, force=force)
+def opened(workdir, *, force=False, total_steps=8, **fields):
+  config = resolved(**fields)
+  return open_workdir(config, workdir, SOURCES, total_steps=total_steps, force=force)
 
 
 def started(tmp_path):
@@ -137,6 +138,26 @@ def test_what_the_first_weights_had_seen_counts_as_trained_on(tmp_path):
       pass
   note_earlier_cases(workdir, {"train": own["val"], "val": []})
   assert read_cases(workdir) == {"train": [*own["train"], *own["val"]], "val": own["val"]}
+
+
+def test_a_run_that_is_older_than_the_record_of_earlier_cases_says_so(tmp_path, caplog):
+  workdir = tmp_path / "run"
+  with opened(workdir, train__start_from="base"):
+    assert read_cases(workdir)["train"] == SOURCES["train"].case_ids and not caplog.records
+  (workdir / "cases.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
+  assert read_cases(workdir) == {"train": ["a"], "val": ["b"]}
+  assert "those cases are not counted" in caplog.text
+
+
+def test_another_run_is_named_before_a_longer_one(tmp_path):
+  workdir = started(tmp_path)
+  before = contents(workdir)
+  says = "3 batches, more than the 2 asked"
+  with pytest.raises(InputError, match=says), opened(workdir, total_steps=2):
+    pass
+  with pytest.raises(InputError, match="cannot change"), opened(workdir, total_steps=2, seed=7):
+    pass
+  assert contents(workdir) == before
 
 
 def test_a_run_does_not_go_on_with_other_cases(tmp_path):

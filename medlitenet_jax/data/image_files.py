@@ -129,7 +129,7 @@ def image_size(path: Path) -> tuple[int, int]:
     InputError: if the file is missing or is not an image.
   """
   if path.exists() and not path.is_file():  # a pipe would be waited for
-    _read(path)
+    read_content(path)
   with _refusing(path), Image.open(path) as image:
     _refuse_huge(path, image)
     tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
@@ -140,7 +140,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+  """Reads a file to be decoded; raises InputError if it cannot be read or is too large."""
   with _refusing(path):
     return read_bytes(path)
 
@@ -175,7 +176,7 @@ def read_image(path: Path) -> np.ndarray:
   Raises:
     InputError: if the file is missing, truncated, not an image or of 32 bits a channel.
   """
-  return decode_image(_read(path), path)
+  return decode_image(read_content(path), path)
 
 
 def decode_image(content: bytes, path: Path) -> np.ndarray:
@@ -208,7 +209,7 @@ def read_mask(path: Path) -> np.ndarray:
     UnclearMaskError: if it has other values.
     InputError: if the file is missing, truncated or not an image.
   """
-  return decode_mask(_read(path), path)
+  return decode_mask(read_content(path), path)
 
 
 def decode_mask(content: bytes, path: Path) -> np.ndarray:
@@ -261,7 +262,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 def read_grey(path: Path) -> np.ndarray:
   """Reads a map that `write_grey` wrote: [H, W] float32, 0 to 1 in steps of 1/255."""
-  with _opened(_read(path), path) as image:
+  with _opened(read_content(path), path) as image:
     return np.asarray(image.convert("L"), np.float32) / 255
 
 

@@ -11,7 +11,8 @@ SKIN_UP_TO, LESION_FROM = 32, 223  # of 255; JPEG moves pure values by up to abo
 # Between them lies the ringing of JPEG, or a smoothed border; a larger part of a mask is a label.
 MOST_BETWEEN = 0.02
 # One value that most of that part has is a label too, where it is as large as this share of the
-# frame and of the lesion; ringing and smoothing have many values, or the width of a pixel.
+# frame and of the lesion. Ringing has many values, and a smoothed border of one value reaches that
+# share in frames of under 100 pixels at most.
 LABEL_OF_FRAME, LABEL_OF_LESION = 0.005, 0.25
 COLOR_SPREAD = 64  # levels that a lesion's pixels may lie off its colour, which JPEG blurs most
 

@@ -225,10 +225,10 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
 
   Raises:
     InputError: if archives or files in them are missing, damaged or not those of the set, or if
-      what is to be written would go through a link.
+      the set would be written through a link.
   """
   builder = create_builder(name, root, short_side)
-  for folder in (builder.staging, root / name):
+  for folder in () if builder.is_prepared() else (builder.staging, root / name):
     if folder.is_symlink():
       raise InputError(
         f"{folder}: is a link; link {root} instead, or choose another config.data.root"
