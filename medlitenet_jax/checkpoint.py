@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from medlitenet_jax import devices
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import replace_file
+from medlitenet_jax.report import METRICS_FILE, read_metrics
 from medlitenet_jax.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 SELECTED_BY = "dice"  # the validation score that decides which checkpoint is best
 CHECKPOINT_FOLDER = "checkpoints"
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # Orbax writes under this ending and renames what is whole
+DAMAGED = ".damaged"  # ending of one that could not be read
 REMOVED = "removed"  # subfolder that a checkpoint is moved to before its files are deleted
 METRICS = "metrics"  # subfolder of a checkpoint, and the file in it, where Orbax keeps the scores
 # What Orbax raises of damaged files.
@@ -58,7 +60,8 @@ class Checkpoints:
       read_only: whether nothing may be created or changed there.
 
     Raises:
-      InputError: if the scores of a checkpoint are damaged.
+      InputError: if there are checkpoints and none can be read, or, read-only, if the scores of one
+        cannot.
     """
     self._workdir = workdir
     self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
@@ -85,7 +88,8 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
     except _DAMAGE as error:  # Orbax reads the scores of all checkpoints at once
       raise InputError(
-        f"{self._folder}: cannot be opened ({_reason(error)}); remove the damaged checkpoint in it"
+        f"{self._folder}: cannot be opened ({_reason(error)}); the command that trained it mends "
+        "what is damaged, or puts it aside"
       ) from error
 
   @property
@@ -231,16 +235,38 @@ class Checkpoints:
     for path in sorted(self._folder.glob(f"*{HALF_WRITTEN}*")):
       logger.warning("Passing over %s, which is half-written; removed.", path)
       shutil.rmtree(path)
-    for step in whole_steps(self._workdir):
-      path = self._folder / str(step)
-      reason = _unfinished(path)
+    steps = whole_steps(self._workdir)
+    for step in steps:
+      self._mend_scores(step)
+    reasons = {self._folder / str(step): _damage(self._folder / str(step)) for step in steps}
+    if not steps:
+      reasons = dict.fromkeys(sorted(self._folder.glob(f"*{DAMAGED}")), "damaged")
+    if reasons and all(reasons.values()):  # a run that began anew would write over its log
+      newest, reason = list(reasons.items())[-1]
+      raise InputError(
+        f"{newest}: cannot be restored ({reason}), nor can any other; restore one, or start a new "
+        "run in another --workdir"
+      )
+    for path, reason in reasons.items():
       if reason:
         self._put_aside(path, reason)
     self._delete_removed()
 
+  def _mend_scores(self, step: int) -> None:
+    """Takes damaged scores of a checkpoint from the log, which has them as well."""
+    path = self._folder / str(step) / METRICS / METRICS
+    reason = _unreadable(path)
+    if not reason:
+      return
+    for row in read_metrics(self._workdir):
+      scores = {name: row[name] for name in row.keys() - {"step", "epoch", "split"}}
+      if (row["step"], row["split"]) == (step, "val") and None not in scores.values():
+        replace_file(path, json.dumps(scores))
+        logger.warning("%s: damaged (%s); taken from %s.", path, reason, METRICS_FILE)
+
   def _put_aside(self, path: Path, reason: str) -> None:
     """Renames a damaged checkpoint, which may still be of use to a person."""
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = path.with_name(f"{path.name}{DAMAGED}")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
     logger.warning("Passing over %s, which is damaged (%s); kept as %s.", path, reason, aside.name)
@@ -284,13 +310,22 @@ def _reason(error: BaseException) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _unfinished(path: Path) -> str:
+def _damage(path: Path) -> str:
   """What of a checkpoint's own description is missing, as a power cut leaves it; "" if nothing."""
-  for file in (path / "_CHECKPOINT_METADATA", *(path / METRICS).glob(METRICS)):
-    try:
-      json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-      return f"{file.name}: {_reason(error)}"
+  description = path / "_CHECKPOINT_METADATA"
+  if not description.exists():
+    return f"{description.name} is missing"
+  return _unreadable(description) or _unreadable(path / METRICS / METRICS)
+
+
+def _unreadable(path: Path) -> str:
+  """Why a file, if there is one, holds no JSON; "" if it does."""
+  try:
+    json.loads(path.read_text())
+  except FileNotFoundError:
+    return ""
+  except (OSError, ValueError) as error:
+    return f"{path.name}: {_reason(error)}"
   return ""
 
 

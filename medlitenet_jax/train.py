@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,16 +204,33 @@ class _Loop:
         if self._due(self._config.train.log_every_steps):
           self._write_means()
         if self._validation_due():
-          self._skips.read()  # a checkpoint's batches are in the log before it is saved
-          self._checkpoints.save(self._state, self._batches, self._validate())
+          self._skips.read()  # in the log before the scores
+          with self._kept_if_it_fails():
+            scores = self._validate()
+          self._save(scores)
           self._meter.restart()
-      self._skips.read()
-      if self._seen and self._checkpoints.latest_step != self._seen:
-        self._checkpoints.save(self._state, self._batches)
+      self._save()
       self._raise_if_cut_short()
 
+  def _save(self, scores: Mapping[str, float] | None = None) -> None:
+    """Saves what was learned, unless that is done; its batches are in the log before."""
+    self._skips.read()
+    if self._seen and self._checkpoints.latest_step != self._seen:
+      self._checkpoints.save(self._state, self._batches, scores)
+
+  @contextlib.contextmanager
+  def _kept_if_it_fails(self) -> Iterator[None]:
+    """Saves what was learned where reading or scoring fails, of a damaged file or for memory."""
+    try:
+      yield
+    except Exception:
+      if jax.process_count() == 1:  # others would not join in
+        self._save()
+      raise
+
   def _learn(self) -> None:
-    self._batch = next(self._batches)
+    with self._kept_if_it_fails():
+      self._batch = next(self._batches)
     case_ids = self._batch.pop("case_id")
     self._batch = devices.share_out(self._batch)
     self._meter.spent_on("waiting")

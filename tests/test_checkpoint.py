@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import shutil
 
 import flax.linen as nn
@@ -209,14 +210,12 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 
 
 @refused
-@pytest.mark.parametrize("part", ["state", "data", "_CHECKPOINT_METADATA", "metrics"])
+@pytest.mark.parametrize("part", ["state", "data", "_CHECKPOINT_METADATA"])
 def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, caplog):
   save(tmp_path, {1: 0.9, 2: 0.5})
   damaged = tmp_path / "checkpoints" / "2" / part
   (tmp_path / "checkpoints" / "2.damaged" / "state").mkdir(parents=True)  # of an earlier time
-  for path in (damaged, *damaged.rglob("*")):
-    if path.is_file():
-      path.write_bytes(b"")  # as a power cut leaves it
+  empty(damaged)
   with opened(tmp_path) as checkpoints:
     restored = checkpoints.resume(shapes(), batches())
     assert restored is not None
@@ -227,6 +226,55 @@ def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, ca
     checkpoints.save(at(2), batches(), {"dice": 0.95})
   assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "2.damaged"}
   gc.collect()
+
+
+def empty(folder):
+  """Empties every file, as a power cut leaves them."""
+  for path in (folder, *folder.rglob("*")):
+    if path.is_file():
+      path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_damaged_scores_are_taken_from_the_log(tmp_path, step, caplog):
+  save(tmp_path, {1: 0.9, 2: 0.5})
+  scores = {"dice": 0.25 + step / 4, "iou": 0.125}
+  row = {"step": step, "epoch": 1.0, "split": "val"}
+  others = [{**row, "split": "train", "loss": 1.0}, {**row, "step": 7, "dice": 1.0}]
+  lines = [others[0], {**row, **scores}, others[1]]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  empty(tmp_path / "checkpoints" / str(step) / "metrics")
+  with opened(tmp_path) as checkpoints:
+    assert "taken from metrics.jsonl" in caplog.text
+    assert checkpoints.metrics(step) == scores
+    restored = checkpoints.resume(shapes(), batches())
+    assert restored is not None
+    assert_identical(restored, at(2))
+  assert whole_steps(tmp_path) == [1, 2]
+
+
+def test_scores_that_the_log_does_not_have_either_put_a_checkpoint_aside(tmp_path, caplog):
+  save(tmp_path, {1: 0.9, 2: 0.5})
+  empty(tmp_path / "checkpoints" / "1" / "metrics")
+  with pytest.raises(InputError, match="the command that trained it mends"):
+    Checkpoints(tmp_path, read_only=True)
+  with opened(tmp_path) as checkpoints:
+    assert (checkpoints.latest_step, checkpoints.best_step) == (2, 2)
+  assert "kept as 1.damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [empty, lambda path: path.unlink()])
+def test_where_none_can_be_read_nothing_begins_anew(tmp_path, damage):
+  save(tmp_path, {1: 0.9, 2: 0.5})
+  for step in "12":
+    damage(tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA")
+  with pytest.raises(InputError, match=r"/2: cannot be restored .*_CHECKPOINT_METADATA"):
+    Checkpoints(tmp_path)
+  assert whole_steps(tmp_path) == [1, 2]
+  for step in "12":
+    (tmp_path / "checkpoints" / step).rename(tmp_path / "checkpoints" / f"{step}.damaged")
+  with pytest.raises(InputError, match=r"/2\.damaged: cannot be restored"):
+    Checkpoints(tmp_path)
 
 
 @refused

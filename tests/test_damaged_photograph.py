@@ -1,0 +1,57 @@
+"""A photograph whose damage shows in decoding: what was learned is saved, and the run goes on."""
+
+import json
+
+import pytest
+from small_runs import compiled_as_by_launch, create_stub, resolved
+from test_train import assert_identical, saved_state, without_speed
+
+from medlitenet_jax import train
+from medlitenet_jax.checkpoint import whole_steps
+from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.errors import InputError
+from medlitenet_jax.prepare import prepare
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+  """Of a folder of photographs that the stub learns from, one batch read at a time."""
+  prepare(resolved(data__root=str(tmp_path / "photographs")))
+  monkeypatch.setattr(train, "create_model", create_stub)
+  with compiled_as_by_launch():
+    yield resolved(
+      data__source="folder",
+      data__root=str(tmp_path / "photographs"),
+      data__num_threads=1,
+      data__prefetch_batches=1,
+    )
+
+
+def first_of(split, config):
+  """A case of `val`, or of the third batch of `train`."""
+  source = create_source(config.data, split, config.seed)
+  if split == "val":
+    return source.case_ids[0]
+  plan = train.create_plan(config.train, len(source))
+  batches = train.create_train_batches(config, source, plan)
+  return [next(batches)["case_id"] for _ in range(3)][2][0]
+
+
+@pytest.mark.parametrize(("split", "learned"), [("train", 2), ("val", 3)])
+def test_what_was_learned_is_kept_and_the_run_goes_on_once_it_is_repaired(
+  config, tmp_path, split, learned
+):
+  workdir, straight = tmp_path / "run", tmp_path / "straight"
+  train.train(config, straight)
+  (path,) = (tmp_path / "photographs" / "images").glob(f"{first_of(split, config)}.*")
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  for _ in range(2):
+    with pytest.raises(InputError, match=path.name):
+      train.train(config, workdir)
+    assert whole_steps(workdir) == [learned]
+  path.write_bytes(whole)
+  train.train(config, workdir)
+  assert_identical(saved_state(workdir, 8), saved_state(straight, 8))
+  logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (workdir, straight)]
+  assert without_speed(map(json.loads, logs[0])) == without_speed(map(json.loads, logs[1]))
