@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
   """Returns the resolved recipe; fields that are None follow `model.variant`."""
   config = ConfigDict()
   config.seed = 0  # one seed for initialisation, shuffling, augmentation and dropout
-  config.precision = "auto"  # auto, float32, bfloat16, float16; auto: float32 on CPU, else bfloat16
+  # auto, float32, bfloat16, float16; auto: float32 on CPU, else bfloat16; a trained network is
+  # evaluated in that of its training, each member of an ensemble too, unless one is named.
+  config.precision = "auto"
 
   config.data = ConfigDict()
   # folder, synthetic, or a public set: isic2018, isic2017, isic2016, ph2, ham10000

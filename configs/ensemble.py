@@ -6,8 +6,8 @@ The members are the released weights:
       --config.data.root=FOLDER
 
 Runs of your own take their place by `--config.ensemble.members="('runs/one','runs/other')"`. Each
-member is rebuilt from the configuration that lies in its folder or file and sees the size of image
-that it was trained for.
+member is rebuilt from the configuration that lies in its folder or file, and sees the size of image
+and computes in the precision that it was trained with.
 """
 
 from ml_collections import ConfigDict

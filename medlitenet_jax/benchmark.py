@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import platform
 import resource
 import sys
@@ -35,6 +34,7 @@ from medlitenet_jax.cost import Cost, Machine, count_cost
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.device_augment import pack_view
 from medlitenet_jax.describe import count_forward, count_parts
+from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import replace_file
 from medlitenet_jax.inference import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
@@ -99,8 +99,11 @@ def benchmark(
     What `benchmark.json` holds.
 
   Raises:
-    InputError: if the run or its data cannot be used, or the devices cannot share a batch.
+    InputError: if the run or its data cannot be used, the devices cannot share a batch, or the
+      configuration is that of an ensemble.
   """
+  if config.ensemble.members:
+    raise InputError("config.ensemble.members: members are measured one by one")
   devices.check_shares("train.batch_size", config.train.batch_size)
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
     # What cannot be read ends it here, not after minutes of timing.
@@ -119,7 +122,7 @@ def benchmark(
   result = {
     "device": jax.devices()[0].device_kind,
     "machine": platform.machine(),
-    "cores": os.cpu_count(),
+    "cores": devices.available_cores(),
     "model": f"{config.model.name} {config.model.variant}",
     "precision": config.precision,
     "parts": [part.__dict__ for part in count_parts(config.model.to_dict(), size)],

@@ -64,7 +64,6 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
   )
   short.eval.image_size = size
   short.data.max_eval_images = config.eval.batch_size
-  short.ensemble.members = ()
   if config.data.source != "synthetic" and Path(config.data.root).exists():
     for split in ("train", "val"):
       create_source(short.data, split, short.seed, to_score=split == "val")

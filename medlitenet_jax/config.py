@@ -3,13 +3,13 @@
 import functools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from medlitenet_jax import devices
 from medlitenet_jax.data.augment import AugmentPolicy
 from medlitenet_jax.data.clean import Preprocessing
 from medlitenet_jax.data.device_augment import ON_HOST, refuse_undrawable
@@ -96,7 +96,8 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
 
 
 def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
-  if config.precision == "auto":
+  # A member of an ensemble has its own precision, and its own size of image.
+  if config.precision == "auto" and not config.ensemble.members:
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   for field, value in resolve_model(config.model.to_dict()).items():
     config.model[field] = value
@@ -104,12 +105,12 @@ def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
     drawn_on_host = any(config.augment[f"{name}_probability"] for name in ON_HOST)
     config.data.augment_on = "host" if platform == "cpu" or drawn_on_host else "device"
   if not config.data.num_threads:
-    config.data.num_threads = os.cpu_count() or 1
+    config.data.num_threads = devices.available_cores()
   if not config.data.prefetch_batches:
     config.data.prefetch_batches = min(max(4, config.data.num_threads), 16)
   _check_sizes("train.image_sizes", config.train.image_sizes)
   _check_sizes("benchmark.image_sizes", config.benchmark.image_sizes)
-  if not config.eval.image_size and not config.ensemble.members:  # each member has its own
+  if not config.eval.image_size and not config.ensemble.members:
     config.eval.image_size = config.train.image_sizes[-1]
   if config.eval.image_size:
     _check_sizes("eval.image_size", (config.eval.image_size,))
@@ -205,11 +206,11 @@ _RULES: dict[str, list[tuple[str, Any]]] = {
     ("ensemble.members", lambda v: all(isinstance(member, str) and member for member in v))
   ],
   "takes one of best, latest": [("eval.checkpoint", lambda v: v in ("best", "latest"))],
-  f"takes one of auto, {', '.join(DTYPES)}": [("precision", lambda v: v in DTYPES)],
+  f"takes one of auto, {', '.join(DTYPES)}": [("precision", lambda v: v in ("auto", *DTYPES))],
 }
 
 
-MOST_PIXELS = 8192  # a side; beyond it the sums over pixels in float32 are no longer exact
+MOST_PIXELS = 8192  # a side; more fits no memory
 # What fits no memory, or no counter of 32 bits.
 _MOST = {
   "seed": 2**32 - 1,

@@ -52,6 +52,13 @@ def connect() -> None:
     raise InputError(f"--distributed: the processes did not find each other ({error})") from error
 
 
+def available_cores() -> int:
+  """Cores that this process may use, which can be fewer than the machine has."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def is_first() -> bool:
   """Whether this process keeps the books: logs, tables, pictures."""
   return jax.process_index() == 0

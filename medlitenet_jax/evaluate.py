@@ -23,7 +23,13 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.evaluation_page import PageCase, write_page
 from medlitenet_jax.figures import draw_failures, draw_grid
 from medlitenet_jax.files import replace_file
-from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
+from medlitenet_jax.inference import (
+  Network,
+  compile_networks,
+  load_networks,
+  precision_of,
+  predict_cases,
+)
 from medlitenet_jax.scoring import CaseScore, score_case, summarise_scores
 from medlitenet_jax.statistics import Calibration
 from medlitenet_jax.threshold import choose_threshold
@@ -203,7 +209,7 @@ def _protocol(
     "network_size": max(network.image_size for network in networks),
     "empty_masks": "a ratio with nothing in its denominator is 1",
     "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
-    "precision": config.precision,
+    "precision": precision_of(networks),
     "model": single["model"] if single else "ensemble",
     "variant": single["variant"] if single else ", ".join(m["variant"] for m in members),
     "weights": "exponential moving average",

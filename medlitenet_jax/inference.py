@@ -1,6 +1,7 @@
 """Trained networks at work: from photographs to maps of probability, alone or as an ensemble."""
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,7 +24,7 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import read_json, replace_file
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model, variable_shapes
-from medlitenet_jax.preprocess import normalize
+from medlitenet_jax.preprocess import lesion_probs
 from medlitenet_jax.state import DTYPES
 from medlitenet_jax.tta import six_views
 from medlitenet_jax.weights import SUFFIX, find_weights, is_released, read_weights
@@ -42,6 +42,7 @@ class Network(NamedTuple):
     model: maps normalised images to logits.
     variables: averaged parameters, the statistics folded into them.
     image_size: pixels a side that it sees.
+    precision: that it computes in.
     weight: its share in the mean; the weights of an ensemble add up to 1.
     origin: where it comes from, for a protocol: run, variant, step, selection, validation scores.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
@@ -50,6 +51,7 @@ class Network(NamedTuple):
   model: nn.Module
   variables: Mapping[str, Any]
   image_size: int
+  precision: str
   weight: float
   origin: dict[str, Any]
   seen: dict[str, list[str]]
@@ -93,6 +95,11 @@ def load_networks(config: ConfigDict, workdir: Path, weights: Path | None = None
   return [network._replace(weight=w) for network, w in zip(networks, shares, strict=True)]
 
 
+def precision_of(networks: Sequence[Network]) -> str:
+  """What networks compute in, for a protocol; members of an ensemble may differ."""
+  return ", ".join(sorted({network.precision for network in networks}))
+
+
 def _load_member(config: ConfigDict, member: str) -> Network:
   """Reads a weights file by its path or released name, or the run in a folder."""
   if not (is_released(member) or member.endswith(SUFFIX)):
@@ -103,7 +110,9 @@ def _load_member(config: ConfigDict, member: str) -> Network:
 
 
 def _member_config(config: ConfigDict, member: str, saved: ConfigDict) -> ConfigDict:
-  overrides = {"precision": config.precision, "eval.checkpoint": config.eval.checkpoint}
+  overrides = {"eval.checkpoint": config.eval.checkpoint}
+  if config.precision != "auto":
+    overrides["precision"] = config.precision
   if config.eval.image_size:
     overrides["eval.image_size"] = config.eval.image_size
   own = config_lib.for_evaluation(saved, overrides, jax.default_backend(), config)
@@ -127,14 +136,16 @@ def _from_weights(config: ConfigDict, path: Path) -> Network:
     "weights_sha256": weights.sha256,
   }
   variables = jax.jit(fold_batch_norm)(weights.variables)
-  return Network(model, variables, config.eval.image_size, 1.0, origin, weights.seen)
+  size, precision = config.eval.image_size, config.precision
+  return Network(model, variables, size, precision, 1.0, origin, weights.seen)
 
 
 def _load_network(config: ConfigDict, workdir: Path) -> Network:
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   variables, origin = load_averaged(config, workdir)
   folded = jax.jit(fold_batch_norm)(variables)
-  return Network(model, folded, config.eval.image_size, 1.0, origin, read_cases(workdir))
+  size, precision = config.eval.image_size, config.precision
+  return Network(model, folded, size, precision, 1.0, origin, read_cases(workdir))
 
 
 def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -187,16 +198,18 @@ def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path)
     {"run": n.origin["run"], "step": n.origin["step"], "dice": n.origin["validation"]["dice"]}
     for n in networks
   ]
+  # Without where they lie: they may be moved, and a path can be written in many ways.
+  identity = [{"step": member["step"], "dice": member["dice"]} for member in members]
   path = workdir / ENSEMBLE_FILE
   if path.exists():
     try:
       stored = read_json(path)
-      known = [{name: m[name] for name in members[0]} for m in stored["members"]]
+      known = [{name: m[name] for name in identity[0]} for m in stored["members"]]
       weights = [float(m["weight"]) for m in stored["members"]]
       known_hash = stored.get("val_hash")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{path}: not a list of members; remove it to have it made anew") from error
-    if known != members or known_hash != val_hash:
+    if known != identity or known_hash != val_hash:
       raise InputError(
         f"{path}: was computed for other members or checkpoints; remove it to weight these anew, "
         "or choose another --workdir"
@@ -228,10 +241,7 @@ def create_predict(
   @jax.jit
   def predict(variables, images):
     def views(model, own, image):
-      def probs(image):
-        logits: Any = model.apply(own, normalize(image))
-        return nn.sigmoid(logits[..., 0].astype(jnp.float32))
-
+      probs = functools.partial(lesion_probs, model, own)
       return six_views(probs, image) if tta == "six" else probs(image)[None]
 
     stacks = [

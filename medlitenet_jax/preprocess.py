@@ -1,5 +1,9 @@
-"""From a photograph's pixels to what the network sees, on the device."""
+"""From a photograph's pixels to what the network sees and what it makes of it, on the device."""
 
+from typing import Any
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 # Mean and standard deviation of ImageNet's photographs, as fractions of full scale (paper IV-A).
@@ -21,3 +25,18 @@ def normalize(image):
   """
   mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
   return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+  """Runs a network on photographs.
+
+  Args:
+    model: maps normalised images to logits.
+    variables: of the network.
+    image: [B, S, S, 3] uint8 RGB.
+
+  Returns:
+    [B, S, S] float32, the probability that a pixel is lesion.
+  """
+  logits: Any = model.apply(variables, normalize(image))
+  return nn.sigmoid(logits[..., 0].astype(jnp.float32))

@@ -8,6 +8,7 @@ Neither Orbax, Grain nor TFDS is needed to load one, and nothing in it is execut
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,7 @@ from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import replace_file
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.registry import create_model, variable_shapes
-from medlitenet_jax.preprocess import normalize
+from medlitenet_jax.preprocess import lesion_probs
 from medlitenet_jax.state import DTYPES
 
 RELEASED = Path(__file__).parent / "released"
@@ -167,12 +167,7 @@ class Segmenter:
     self._preprocessing = Preprocessing(**weights.config.preprocess)
     model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
     self._variables = jax.jit(fold_batch_norm)(weights.variables)
-
-    def probs(variables, image):
-      logits: Any = model.apply(variables, normalize(image))
-      return nn.sigmoid(logits[..., 0].astype(jnp.float32))
-
-    self._probs = jax.jit(probs)
+    self._probs = jax.jit(functools.partial(lesion_probs, model))
 
   def __call__(self, image: np.ndarray) -> np.ndarray:
     """Finds the lesion.

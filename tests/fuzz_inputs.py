@@ -217,7 +217,7 @@ def splits_file(rng, folder):
 def _fake_network(workdir="run"):
   validation = {"dice": 0.5}
   origin = {"run": workdir, "model": "m", "variant": "v", "step": 3, "validation": validation}
-  return inference.Network(None, {}, 64, 1.0, origin, {"train": ["t"], "val": ["v"]})
+  return inference.Network(None, {}, 64, "float32", 1.0, origin, {"train": ["t"], "val": ["v"]})
 
 
 def _fake_maps(images) -> Maps:

@@ -103,6 +103,8 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert resolve(get_config(), platform).precision == "bfloat16"
     chosen = resolve(with_fields(get_config(), precision="float16"), platform)
     assert chosen.precision == "float16"
+    ensemble = with_fields(get_config(), ensemble__members=("one", "other"))
+    assert resolve(ensemble, platform).precision == "auto"  # each member has its own
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 4), (4, 4), (12, 12), (64, 16)])

@@ -25,6 +25,7 @@ from medlitenet_jax.inference import (
   compile_networks,
   create_predict,
   load_networks,
+  precision_of,
   predict_cases,
 )
 
@@ -140,6 +141,20 @@ def test_an_ensemble_of_one_run_twice_is_that_run(fields, tmp_path):
     np.testing.assert_allclose(probs, 2 * alone[case_id][0], atol=1e-6)
 
 
+def test_members_compute_in_what_they_were_trained_in_unless_told(tmp_path):
+  config = ensemble(tmp_path)
+  path = Path(config.ensemble.members[1]) / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bfloat16"}))
+  networks = load_networks(config, tmp_path / "ensemble")
+  assert [network.precision for network in networks] == ["float32", "bfloat16"]
+  assert [network.model.dtype for network in networks] == [jnp.float32, jnp.bfloat16]
+  assert precision_of(networks) == "bfloat16, float32"
+  with config.unlocked():
+    config.precision = "float16"
+  networks = load_networks(config, tmp_path / "ensemble")
+  assert precision_of(networks) == "float16"
+
+
 def test_weights_are_made_once_and_kept(tmp_path):
   config, workdir = ensemble(tmp_path), tmp_path / "ensemble"
   load_networks(config, workdir)
@@ -148,6 +163,10 @@ def test_weights_are_made_once_and_kept(tmp_path):
   assert [m["run"] for m in stored["members"]] == list(config.ensemble.members)
   stored["members"][0]["weight"], stored["members"][1]["weight"] = 0.25, 0.75
   (workdir / ENSEMBLE_FILE).write_text(json.dumps(stored))
+  assert [n.weight for n in load_networks(config, workdir)] == [0.25, 0.75]
+  moved = [Path(member).rename(f"{member}_moved") for member in config.ensemble.members]
+  with config.unlocked():
+    config.ensemble.members = tuple(map(str, moved))
   assert [n.weight for n in load_networks(config, workdir)] == [0.25, 0.75]
 
 

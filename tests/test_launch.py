@@ -126,6 +126,11 @@ def bad_inputs():
       new,
       ("config.ensemble.members", "--weights"),
     ),
+    "measured_ensemble": (
+      ("--mode=benchmark", f"--config={ROOT}/configs/ensemble.py"),
+      {},
+      ("config.ensemble.members", "one by one"),
+    ),
     "described_ensemble": (
       ("--mode=describe", f"--config={ROOT}/configs/ensemble.py"),
       new,
@@ -159,7 +164,7 @@ NAMES = (
   *("another_run", "another_network", "occupied", "under_a_file"),
   *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
   *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
-  *("two_networks", "described_ensemble"),
+  *("two_networks", "measured_ensemble", "described_ensemble"),
 )
 
 

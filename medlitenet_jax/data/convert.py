@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import io
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from medlitenet_jax.data.archives import Reader
 from medlitenet_jax.data.image_files import decode_image, decode_mask, encode_mask, is_upright_jpeg
 from medlitenet_jax.data.resize import resize_image, resize_mask
+from medlitenet_jax.devices import available_cores
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import replace_file
 
@@ -109,7 +109,7 @@ def convert_all(cases: Sequence[RawCase], short_side: int, folder: Path, title: 
   """
   refused = []
   folder.mkdir(parents=True, exist_ok=True)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
     futures = [pool.submit(_convert_into, folder, case, short_side) for case in cases]
     try:
       done = concurrent.futures.as_completed(futures)
