@@ -1,5 +1,6 @@
 """Pictures: training curves, masks beside photographs, sheets of augmentations."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from medlitenet_jax.files import named_errors
+
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is no formula
 
 TRUTH_COLOR, PREDICTION_COLOR = (0, 230, 118), (255, 214, 0)  # RGB: told apart by the colour-blind
@@ -18,7 +21,10 @@ TRUTH_COLOR, PREDICTION_COLOR = (0, 230, 118), (255, 214, 0)  # RGB: told apart 
 def save_figure(figure: Figure, path: Path) -> None:
   """Writes a figure as PNG; its folder is made."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  FigureCanvasAgg(figure).print_png(str(path))
+  with named_errors(path), warnings.catch_warnings():
+    # The fonts at hand lack letters that a case may be named with; a box stands for each.
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    FigureCanvasAgg(figure).print_png(str(path))
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> np.ndarray:

@@ -5,9 +5,10 @@ photographs often lie elsewhere. Nothing is written through a link below the fol
 writes to.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medlitenet_jax.errors import InputError
 MAX_BYTES = 512 * 2**20  # of a picture's file: 120 million uncompressed pixels of 32 bits fit
 MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file: half a million cases fit
 TEMPORARY_SUFFIX = ".tmp"
+LONGEST_NAME = 255  # bytes of a file's name, on most systems
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -87,7 +89,23 @@ def replace_file(path: Path, content: str | bytes) -> None:
     raise
 
 
-def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], flag: str) -> None:
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+  """Gives the errors of writing an open file, which name none, the name of that file."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
+
+
+def claim_folder(
+  folder: Path,
+  marker: str,
+  settings: Mapping[str, Any],
+  flag: str,
+  notes: Mapping[str, Any] | None = None,
+) -> None:
   """Makes a folder for results of these settings, or checks that it was made for them.
 
   Args:
@@ -95,6 +113,7 @@ def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], flag: s
     marker: name of the file in it that keeps the settings.
     settings: that all results in one folder must share; what JSON can hold.
     flag: that names the folder.
+    notes: kept beside them, of the newest call that gives any.
 
   Raises:
     InputError: if it holds anything else; nothing is changed then.
@@ -109,16 +128,29 @@ def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], flag: s
       raise InputError(f"{path}: no settings ({error}); choose another {flag}") from error
     changed = [name for name in settings if saved.get(name) != settings[name]]
     if changed:
-      name = changed[0]
+      name, old, new = _difference(changed[0], saved.get(changed[0]), settings[changed[0]])
       raise InputError(
-        f"{folder}: was made with {name}={saved.get(name)!r:.100}, not {settings[name]!r}; choose "
-        f"another {flag}"
+        f"{folder}: was made with {name}={old!r:.100}, not {new!r:.100}; choose another {flag}"
       )
   elif folder.is_dir() and any(folder.iterdir()):
     raise InputError(f"{folder}: not empty and without {marker}; choose another {flag}")
   refuse_links(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  replace_file(path, json.dumps(settings, indent=2) + "\n")
+  if notes or not path.exists():
+    replace_file(path, json.dumps({**settings, **(notes or {})}, indent=2) + "\n")
+
+
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+  """The innermost name under which two values differ, and what stands there."""
+  pairs: list[tuple[Any, Any, Any]] = []
+  if isinstance(old, dict) and isinstance(new, dict):
+    pairs = [(key, old.get(key), new.get(key)) for key in {**new, **old}]
+  elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    pairs = [(place, *pair) for place, pair in enumerate(zip(old, new, strict=True))]
+  for key, before, after in pairs:
+    if before != after:
+      return _difference(f"{name}.{key}", before, after)
+  return name, old, new
 
 
 def refuse_links(folder: Path) -> None:

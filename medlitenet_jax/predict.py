@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,15 @@ from medlitenet_jax.data.sources import MASK_SUFFIX
 from medlitenet_jax.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.figures import PREDICTION_COLOR, outlined
-from medlitenet_jax.files import claim_folder
-from medlitenet_jax.inference import Network, compile_networks, load_networks, predict_cases
+from medlitenet_jax.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
+from medlitenet_jax.inference import (
+  Network,
+  compile_networks,
+  load_networks,
+  precision_of,
+  predict_cases,
+)
+from medlitenet_jax.lock import lock_folder
 from medlitenet_jax.measure import measure_lesion
 from medlitenet_jax.postprocess import mask_stages
 from medlitenet_jax.threshold import read_threshold
@@ -84,6 +92,7 @@ class PhotographSource:
     """Reads one photograph."""
     path = self._paths[index]
     try:
+      _refuse_long_name(path)
       content = read_content(path)
       image = decode_image(content, path)
     except InputError as error:
@@ -93,6 +102,15 @@ class PhotographSource:
     scale = min(1.0, VIEW_SIDE / max(height, width))
     view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
     return Photograph(index, path.stem, path, image, view, height, width, _sha256(content))
+
+
+def _refuse_long_name(path: Path) -> None:
+  longest = LONGEST_NAME - len(f"{MASK_SUFFIX}.png{TEMPORARY_SUFFIX}")
+  if len(os.fsencode(path.stem)) > longest:
+    raise InputError(
+      f"{path}: its name without ending is longer than {longest} bytes, so none of its results can "
+      "be named after it; rename it"
+    )
 
 
 def find_photographs(inputs: Sequence[Path]) -> list[Path]:
@@ -126,8 +144,10 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
       refuse_name(given)
       paths = [given]
     for path in paths:
-      if found.setdefault(path.stem, path) != path:
-        raise InputError(f"{path}: {found[path.stem]} has the same name; predict them one by one")
+      if found.setdefault(path.stem, path).resolve() != path.resolve():
+        raise InputError(
+          f"{path}: {found[path.stem]} has the same name; predict each into an --output of its own"
+        )
   folded = collections.Counter(name.casefold() for name in found)
   if alike := sum(count for count in folded.values() if count > 1):
     logger.warning(
@@ -159,15 +179,33 @@ def predict(
     weights: a weights file that is used in place of the run's checkpoint.
 
   Raises:
-    InputError: if nothing can be predicted, if `output` was made with other settings, and, once
-      all others are done, if a photograph could not be read.
+    InputError: if nothing can be predicted, if `output` was made with other settings or another
+      process writes to it, and, once all others are done, if a photograph could not be read.
   """
   if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
     raise InputError(f"--mm_per_pixel is {mm_per_pixel!r}; it takes a number above 0")
   paths = find_photographs(inputs)
   networks = load_networks(config, workdir, weights)
   threshold = config.eval.threshold or read_threshold(networks, config, workdir)
-  done = _open_output(output, _settings(config, networks, threshold, mm_per_pixel))
+  settings = _settings(config, networks, threshold, mm_per_pixel)
+  notes = {"runs": [network.origin["run"] for network in networks]}
+  claim_folder(output, SETTINGS_FILE, settings, "--output")
+  with lock_folder(output, "is predicting into it", "--output"):
+    # Once more: another process may have begun and ended since.
+    claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
+    _predict(config, networks, threshold, mm_per_pixel, paths, output)
+
+
+def _predict(
+  config: ConfigDict,
+  networks: Sequence[Network],
+  threshold: float,
+  mm_per_pixel: float | None,
+  paths: Sequence[Path],
+  output: Path,
+) -> None:
+  """Does what is left in a folder that is this process's alone."""
+  done, failed_before = _rows_of(output)
   left = [path for path in paths if not _is_done(path, done, output)]
   if len(left) < len(paths):
     logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
@@ -181,7 +219,9 @@ def predict(
     row = _write(photograph, probs, disagreement, config.eval, threshold, mm_per_pixel, output)
     report.append_csv(output / MEASUREMENTS_FILE, row)
     done[photograph.case_id] = row
-  _finish(output, done, failed, config.eval.review_below)
+  asked = {path.stem for path in paths}
+  others = [row for row in failed_before if Path(row["photograph"]).stem not in asked]
+  _finish(output, done, [*others, *failed], config.eval.review_below)
   logger.info("Outlined %d of %d photographs: %s", len(paths) - len(failed), len(paths), output)
   if failed:
     names = [Path(row["photograph"]).name for row in failed]
@@ -210,23 +250,42 @@ def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[
 def _settings(
   config: ConfigDict, networks: Sequence[Network], threshold: float, mm_per_pixel: float | None
 ) -> dict[str, Any]:
-  """What two calls must share for their results to stand in one table."""
+  """What two calls must share for their results to stand in one table.
+
+  Where a network lies is no part of it, if its scores tell it from others: it may be moved, and a
+  path can be written in many ways.
+  """
   return {
-    "networks": [{**network.origin, "weight": float(network.weight)} for network in networks],
+    "networks": [
+      {
+        **{k: v for k, v in n.origin.items() if k != "run"},
+        **({} if n.origin["validation"] else {"run": str(Path(n.origin["run"]).resolve())}),
+        "weight": float(n.weight),
+      }
+      for n in networks
+    ],
     "test_time_augmentation": config.eval.tta,
     "threshold": threshold,
     "hysteresis_low": config.eval.hysteresis_low,
     "postprocessing": list(config.eval.postprocess),
-    "precision": config.precision,
+    "precision": precision_of(networks),
     "mm_per_pixel": mm_per_pixel,
   }
 
 
-def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Makes the folder, or checks that it was made with these settings; returns the rows it has."""
-  claim_folder(output, SETTINGS_FILE, settings, "--output")
-  for name in ("masks", "overlays", "uncertainty"):
-    (output / name).mkdir(exist_ok=True)
+def _files_of(case_id: str, output: Path) -> dict[str, Path]:
+  """Where the pictures of a photograph stand, by the name of their folder."""
+  names = {"masks": f"{case_id}{MASK_SUFFIX}.png"}
+  return {
+    folder: output / folder / names.get(folder, f"{case_id}.png")
+    for folder in ("masks", "overlays", "uncertainty")
+  }
+
+
+def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+  """Makes the folders of pictures; returns what earlier calls have measured, and what failed."""
+  for path in _files_of("any", output).values():
+    path.parent.mkdir(exist_ok=True)
   rows = report.read_csv(output / MEASUREMENTS_FILE)
   if rows:  # without a last one that was cut off
     report.write_csv(output / MEASUREMENTS_FILE, rows)
@@ -236,12 +295,16 @@ def _open_output(output: Path, settings: Mapping[str, Any]) -> dict[str, dict[st
     for row in rows:
       float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"])
       row["photograph"], row["sha256"]
-    return {row["case_id"]: row for row in rows}
+    done = {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
     raise InputError(
       f"{output / MEASUREMENTS_FILE}: not as this version of predict writes it ({error}); restore "
       "it, or choose another --output"
     ) from error
+  failed = report.read_csv(output / FAILED_FILE)
+  if any(row.keys() != {"photograph", "reason"} for row in failed):
+    raise InputError(f"{output / FAILED_FILE}: not as predict writes it; restore or remove it")
+  return done, failed
 
 
 def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
@@ -257,7 +320,7 @@ def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) ->
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
     )
-  return True
+  return all(file.exists() for file in _files_of(path.stem, output).values())
 
 
 def _sha256(content: bytes) -> str:
@@ -290,9 +353,10 @@ def _write(
   shown = mask if mask.shape == view.shape[:2] else mask_at(*view.shape[:2])
   entropy = entropy_bits(probs)
   enlarged = cv2.resize(entropy, size, interpolation=cv2.INTER_LINEAR)
-  write_color(output / "overlays" / f"{case_id}.png", outlined(view, shown, PREDICTION_COLOR))
-  write_grey(output / "uncertainty" / f"{case_id}.png", enlarged)
-  write_mask(output / "masks" / f"{case_id}{MASK_SUFFIX}.png", mask)
+  files = _files_of(case_id, output)
+  write_color(files["overlays"], outlined(view, shown, PREDICTION_COLOR))
+  write_grey(files["uncertainty"], enlarged)
+  write_mask(files["masks"], mask)
   return {
     "case_id": case_id,
     "photograph": photograph.path.name,

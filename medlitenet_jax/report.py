@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_text, replace_file
+from medlitenet_jax.files import named_errors, read_text, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class MetricsLog:
     row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
     if case_ids:
       row["case_ids"] = list(case_ids)
-    with _named_errors(self._path):
+    with named_errors(self._path):
       self._file.write(json.dumps(row) + "\n")
       for name, value in figures.items():
         summary = scalar(f"{split}/{name}", value)
@@ -90,7 +90,7 @@ class MetricsLog:
 
   def close(self) -> None:
     """Writes out what is buffered."""
-    with _named_errors(self._path), contextlib.ExitStack() as stack:
+    with named_errors(self._path), contextlib.ExitStack() as stack:
       stack.callback(self._events.close)
       stack.callback(self._file.close)
 
@@ -209,7 +209,7 @@ def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:
   """Adds a row to a CSV file of its columns, which is begun where there is none."""
   new = not path.exists()
-  with path.open("a", newline="", encoding="utf-8") as file:
+  with named_errors(path), path.open("a", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
     if new:
       writer.writeheader()
@@ -242,13 +242,3 @@ def _is_number(cell: str) -> bool:
   except ValueError:
     return False
   return True
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-  """Gives the errors of writing an open file, which name none, the name of that file."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or str(path)
-    raise

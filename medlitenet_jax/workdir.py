@@ -1,11 +1,9 @@
 """The folder of a run: made for a new one, checked before an old one goes on."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from medlitenet_jax.checkpoint import whole_steps
 from medlitenet_jax.data.sources import Source
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import TEMPORARY_SUFFIX, read_json, replace_file
+from medlitenet_jax.lock import LOCK_FILE, lock_folder
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 # have seen before.
 CASES_FILE = "cases.json"
 BEFORE = "before"
-LOCK_FILE = "lock"  # names the process that trains here; empty when there is none
 # What a run may have left that was killed before it wrote its configuration.
 BEFORE_CONFIG = {LOCK_FILE, config_lib.CONFIG_FILE + TEMPORARY_SUFFIX}
 
@@ -80,7 +78,7 @@ def open_workdir(
   elif saved is None and workdir.is_dir() and set(os.listdir(workdir)) - BEFORE_CONFIG:
     raise InputError(f"{workdir}: not the folder of a run and not empty; choose another --workdir")
   workdir.mkdir(parents=True, exist_ok=True)
-  with _locked(workdir):
+  with lock_folder(workdir, "is training in it", "--workdir"):
     if changed:
       former = workdir / f"config.until_{steps[-1]}.json"
       if not former.exists():  # else a change between that made none of the N batches
@@ -102,6 +100,8 @@ def _refuse_changes(workdir: Path, changed: Mapping[str, tuple[Any, Any]], force
   fixed = sorted(field for field in changed if not field.startswith(config_lib.ODD_FIELDS))
   if fixed:
     names = ", ".join(f"config.{field}" for field in fixed)
+    if fixed == ["eval.image_size"]:  # by default the last of train.image_sizes
+      names += f" (to keep it: --config.eval.image_size={changed[fixed[0]][0]})"
     raise InputError(
       f"{workdir}: holds a run that {_list(changed)} would make another; {names} cannot change "
       "within a run: resume it with its own configuration or choose another --workdir"
@@ -111,32 +111,6 @@ def _refuse_changes(workdir: Path, changed: Mapping[str, tuple[Any, Any]], force
       f"{workdir}: holds a run without {_list(changed)}; resume it with its own configuration, "
       "choose another --workdir, or go on with the new values by --force"
     )
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-  """Keeps other runs out; the system lets go of the lock when this process ends, however it does.
-
-  The file stays, empty: removing it would let two runs lock two files of one name.
-  """
-  with (workdir / LOCK_FILE).open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read().strip() or "another process"
-      raise InputError(
-        f"{workdir}: {holder} is training in it; wait for its end or choose another --workdir"
-      ) from error
-    except OSError as error:  # some network file systems have no locks
-      logger.warning("%s: cannot be locked (%s); start no second run in it", workdir, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    try:
-      yield
-    finally:
-      file.truncate(0)
 
 
 def note_earlier_cases(workdir: Path, seen: Mapping[str, list[str]]) -> None:

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from configs import quickstart
 from medlitenet_jax.config import resolve
@@ -17,6 +18,7 @@ from medlitenet_jax.figures import (
   draw_run_curves,
   draw_side_by_side,
   outlined,
+  save_figure,
 )
 from medlitenet_jax.preview import preview
 
@@ -24,6 +26,14 @@ from medlitenet_jax.preview import preview
 def disc(side=60, radius=20):
   y, x = np.mgrid[:side, :side] - side / 2
   return (x * x + y * y < radius * radius).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_warning(tmp_path):
+  figure = Figure()
+  figure.suptitle("\u5199\u771f")
+  save_figure(figure, tmp_path / "a.png")
+  assert cv2.imread(str(tmp_path / "a.png")).std() > 0
 
 
 def test_outline_lies_on_the_border_and_leaves_the_rest_alone():

@@ -41,6 +41,20 @@ def test_what_is_no_json_is_a_value_error(tmp_path, content):
     files.read_json(tmp_path / "a")
 
 
+def test_the_setting_that_differs_is_named_however_deep_it_lies(tmp_path):
+  old = {"networks": [{"step": 3, "scores": {"dice": 0.5, "iou": 0.4}}], "tta": "none"}
+  new = {"networks": [{"step": 3, "scores": {"dice": 0.5, "iou": 0.3}}], "tta": "none"}
+  files.claim_folder(tmp_path / "out", "made.json", old, "--output", {"by": "me"})
+  files.claim_folder(tmp_path / "out", "made.json", old, "--output", {"by": "another"})
+  with pytest.raises(InputError, match=r"made with networks\.0\.scores\.iou=0\.4, not 0\.3; ch"):
+    files.claim_folder(tmp_path / "out", "made.json", new, "--output")
+  one_more = {**old, "networks": [*old["networks"], {"step": "x" * 300}]}
+  with pytest.raises(InputError, match=r"made with networks=\[.*, not \[") as error:
+    files.claim_folder(tmp_path / "out", "made.json", one_more, "--output")
+  assert len(str(error.value)) < 400
+  assert files.read_json(tmp_path / "out" / "made.json") == {**old, "by": "another"}
+
+
 @pytest.mark.parametrize("place", ["link", "masks/deeper/link"])
 @pytest.mark.parametrize("target", ["/nowhere", "."])
 def test_a_link_below_what_is_written_to_is_refused(tmp_path, place, target):

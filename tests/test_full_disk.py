@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from small_runs import (
   ROOT,
   compiled_as_by_launch,
@@ -17,8 +18,9 @@ from small_runs import (
 
 from medlitenet_jax import train
 from medlitenet_jax.checkpoint import whole_steps
+from medlitenet_jax.figures import save_figure
 from medlitenet_jax.files import replace_file
-from medlitenet_jax.report import MetricsLog, read_metrics
+from medlitenet_jax.report import MetricsLog, append_csv, read_metrics
 
 STUB = f"""
 import errno
@@ -128,6 +130,15 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path, go_on):
     workdir.chmod(0o755)
   assert str(workdir) in line and "Permission denied" in line
   assert contents(workdir) == before
+
+
+@linux
+def test_a_table_and_a_picture_without_room_are_named():
+  full = Path("/dev/full")
+  for write in (lambda: append_csv(full, {"a": 1}), lambda: save_figure(Figure(), full)):
+    with pytest.raises(OSError, match="No space left") as error:
+      write()
+    assert error.value.filename == str(full)
 
 
 @linux

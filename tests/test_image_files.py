@@ -218,6 +218,40 @@ def test_what_is_no_image_is_said_alike_each_time(tmp_path):
     read_image(path)
 
 
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "WEBP"])
+def test_a_format_that_is_not_read_is_not_opened_by_another_ending(tmp_path, kind):
+  """Pillow would hand PostScript to an interpreter."""
+  path = tmp_path / "x.png"
+  Image.fromarray(quadrants()).save(path, kind)
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match=r"x\.png: in no format that is read"):
+      read(path)
+
+
+def test_further_pages_of_a_tiff_are_named_once(tmp_path, caplog):
+  path = tmp_path / "series.tif"
+  pages = [Image.fromarray(np.full((4, 6, 3), level, np.uint8)) for level in (10, 20, 30)]
+  pages[0].save(path, save_all=True, append_images=pages[1:])
+  for _ in range(2):
+    np.testing.assert_array_equal(read_image(path), pages[0])
+  assert caplog.text.count("its first page is read") == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tiff_that_points_to_no_second_page_is_read(tmp_path, caplog):
+  path = tmp_path / "junk.tif"
+  Image.fromarray(quadrants()).save(path)
+  content = bytearray(path.read_bytes())
+  order = "<" if content[:2] == b"II" else ">"
+  first = struct.unpack(f"{order}I", content[4:8])[0]
+  end = first + 2 + 12 * struct.unpack(f"{order}H", content[first : first + 2])[0]
+  assert content[end : end + 4] == bytes(4)
+  content[end : end + 4] = struct.pack(f"{order}I", 9)  # into the pixels
+  path.write_bytes(content)
+  np.testing.assert_array_equal(read_image(path), quadrants())
+  assert not caplog.text
+
+
 def test_white_is_zero_in_some_tiff_files(tmp_path):
   grey = np.arange(0, 60000, 500, np.uint16).reshape(10, 12)
   path = tmp_path / "inverted.tif"

@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_runs import contents, draw_case, finished_run, launch, scratch
+from small_runs import contents, copy_of_run, draw_case, finished_run, launch, scratch
+
+from medlitenet_jax.lock import lock_folder
 
 SIZES = {"wide": (60, 130), "tall": (150, 70), "dot": (1, 1)}
 
@@ -90,17 +92,31 @@ def test_review_names_what_is_unsure(predicted):
 
 
 def test_a_second_run_does_what_is_left(predicted, tmp_path):
+  """A row that was cut off, a picture that is gone; by the same network, which lies elsewhere."""
   root, _ = predicted
   output = Path(shutil.copytree(root / "output", tmp_path / "output"))
   before = contents(output)
   lines = (output / "measurements.csv").read_text().splitlines(keepends=True)
   (output / "measurements.csv").write_text("".join(lines[:-1]) + lines[-1][:20])  # cut off
-  gone = output / "masks" / f"{lines[-1].split(',')[0]}_segmentation.png"
-  gone.unlink()
-  done = run(root / "photographs", output, "--mm_per_pixel=0.1", "--config.eval.tta=six")
+  (output / "masks" / f"{lines[-1].split(',')[0]}_segmentation.png").unlink()
+  (output / "overlays" / f"{lines[1].split(',')[0]}.png").unlink()
+  moved = f"--workdir={copy_of_run(tmp_path)}"
+  done = run(root / "photographs", output, "--mm_per_pixel=0.1", "--config.eval.tta=six", moved)
   assert done.returncode == 0, done.stderr
-  assert "2 of 3 were done before" in done.stdout
-  assert contents(output) == before
+  assert "1 of 3 were done before" in done.stdout
+  after = contents(output)
+  assert after.pop("predict.json") != before.pop("predict.json")  # which says where it lies
+  assert after == before
+
+
+def test_a_second_process_is_kept_out(predicted):
+  root, _ = predicted
+  before = contents(root / "output")
+  with lock_folder(root / "output", "is predicting into it", "--output"):
+    done = run(root / "photographs", root / "output", "--mm_per_pixel=0.1", "--config.eval.tta=six")
+  assert done.returncode == 2 and f"process {os.getpid()}" in done.stderr
+  assert "is predicting into it" in done.stderr and len(done.stderr.splitlines()) == 1
+  assert contents(root / "output") == before
 
 
 def test_another_photograph_of_a_name_is_not_taken_for_done(predicted, tmp_path):
@@ -129,18 +145,27 @@ def test_broken_files_are_named_and_the_rest_is_done(tmp_path):
   (photographs / "cut.jpg").write_bytes(whole[: len(whole) // 2])
   (photographs / "text.jpg").write_text("this is no photograph")
   (photographs / "empty.png").touch()
+  long = "\u5199" * 80 + ".jpg"  # leaves no room for the ending of a mask
+  (photographs / long).write_bytes(whole)
+  broken = {"cut.jpg", "text.jpg", "empty.png", long}
   before = contents(photographs)
   done = run(photographs, tmp_path / "out")
   assert done.returncode == 2 and "Traceback" not in done.stderr
   last = done.stderr.splitlines()[-1]
-  assert last.startswith("launch.py: error: 3 of 6")
-  for name in ("cut.jpg", "text.jpg", "empty.png"):
-    assert name in last
+  assert last.startswith("launch.py: error: 4 of 7")
+  assert all(name in last for name in broken)
   assert len(measurements(tmp_path / "out")) == 3
-  with (tmp_path / "out" / "failed.csv").open(newline="") as file:
-    failed = {Path(row["photograph"]).name for row in csv.DictReader(file)}
-  assert failed == {"cut.jpg", "text.jpg", "empty.png"}
   assert contents(photographs) == before
+
+  def failed():
+    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
+      return {Path(row["photograph"]).name for row in csv.DictReader(file)}
+
+  assert failed() == broken
+  (photographs / "cut.jpg").write_bytes(whole)
+  done = run(photographs / "cut.jpg", tmp_path / "out")
+  assert done.returncode == 0 and failed() == broken - {"cut.jpg"}
+  assert len(measurements(tmp_path / "out")) == 4
 
 
 @pytest.mark.parametrize(

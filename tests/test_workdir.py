@@ -14,7 +14,8 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import ODD_FIELDS, flatten
 from medlitenet_jax.data.sources import SyntheticSource
 from medlitenet_jax.errors import InputError
-from medlitenet_jax.workdir import LOCK_FILE, note_earlier_cases, open_workdir, read_cases
+from medlitenet_jax.lock import LOCK_FILE
+from medlitenet_jax.workdir import note_earlier_cases, open_workdir, read_cases
 
 SOURCES = {
   split: SyntheticSource(seed=0, first=first, count=2, image_size=32)
@@ -52,8 +53,9 @@ def test_a_dead_process_holds_nothing(tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
   code = (
-    "import sys, time; from pathlib import Path; from medlitenet_jax.workdir import _locked\n"
-    "with _locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+    "import sys, time; from pathlib import Path; from medlitenet_jax.lock import lock_folder\n"
+    "with lock_folder(Path(sys.argv[1]), 'is training in it', '--workdir'):\n"
+    "  print('held', flush=True); time.sleep(100)"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", code, str(workdir)], stdout=subprocess.PIPE, text=True
@@ -112,6 +114,16 @@ def test_before_the_first_checkpoint_anything_may_change(tmp_path):
     (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
   with opened(workdir, seed=7):
     assert config_lib.load(workdir).seed == 7
+
+
+def test_the_size_that_follows_the_last_one_of_training_is_told_how_to_stay(tmp_path):
+  workdir = started(tmp_path)
+  sizes = {"train__image_sizes": (64, 128)}
+  keeps = r"--config\.eval\.image_size=96"
+  with pytest.raises(InputError, match=keeps), opened(workdir, force=True, **sizes):
+    pass
+  with opened(workdir, force=True, **sizes, eval__image_size=96):
+    assert config_lib.load(workdir).train.image_sizes == (64, 128)
 
 
 def test_odd_fields_exist_and_leave_the_state_and_the_cases_alone():

@@ -1,7 +1,9 @@
 """Reads photographs and masks from files, and writes masks."""
 
 import contextlib
+import functools
 import io
+import logging
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,14 @@ from medlitenet_jax.data import mask_values, wide_pixels
 from medlitenet_jax.errors import InputError
 from medlitenet_jax.files import read_bytes, replace_file
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 # Of a photograph; a small file can claim to be larger than the memory, and none takes 2 GiB. A
 # fourth channel, or transparency, takes more of it, and 16 bits are decoded twice.
 MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
+# Pillow knows many more, and hands some of them to other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
@@ -130,7 +136,7 @@ def image_size(path: Path) -> tuple[int, int]:
   """
   if path.exists() and not path.is_file():  # a pipe would be waited for
     read_content(path)
-  with _refusing(path), Image.open(path) as image:
+  with _refusing(path), Image.open(path, formats=_FORMATS) as image:
     _refuse_huge(path, image)
     tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
     width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
@@ -149,10 +155,25 @@ def read_content(path: Path) -> bytes:
 @contextlib.contextmanager
 def _opened(content: bytes, path: Path) -> Iterator[ImageFile.ImageFile]:
   """The image of a file whose content was read, not decoded yet; `path` is for errors."""
-  with _refusing(path), Image.open(io.BytesIO(content)) as image:
+  with _refusing(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
     _refuse_huge(path, image)
     wide_pixels.refuse_other_depths(path, image)
+    if image.format == "TIFF" and _has_further_pages(content):
+      _name_further_pages(path)
     yield image
+
+
+def _has_further_pages(content: bytes) -> bool:
+  """Whether a TIFF has a second page; what only looks like one is none."""
+  with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
+    image.seek(1)
+    return True
+  return False
+
+
+@functools.cache  # once a file
+def _name_further_pages(path: Path) -> None:
+  logger.warning("%s: its first page is read, the others are left out", path)
 
 
 def _over(image: Image.Image, color: str) -> Image.Image:
@@ -237,7 +258,7 @@ def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 def is_upright_jpeg(data: bytes) -> bool:
   """Whether a file is a JPEG of colours that no EXIF orientation turns."""
-  with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:  # as in `_refusing`
+  with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
     turned = image.getexif().get(_ORIENTATION, 1) != 1
     return image.format == "JPEG" and image.mode == "RGB" and not turned
   return False
