@@ -37,7 +37,7 @@ SHOWN_CASES = 8
 PROTOCOL = (
   *("split", "split_hash", "scored_at", "threshold", "threshold_chosen_on", "hysteresis_low"),
   *("postprocessing", "test_time_augmentation", "network_size", "precision"),
-  "preprocessing",
+  *("preprocessing", "cases_trained_on", "cases_selected_by"),
 )
 
 
@@ -232,6 +232,9 @@ def _results_row(e: Evaluation) -> tuple[str, ...]:
     f"{p['scored_at']}, network {p['network_size']} px, TTA {p['test_time_augmentation']}, "
     f"threshold {p['threshold']:g}, clean-up {', '.join(p['postprocessing']) or 'none'}"
   )
+  for use in ("trained on", "selected by"):
+    if count := p.get(f"cases_{use.replace(' ', '_')}"):
+      protocol += f"; the network was {use} {count} of the cases"
   return (
     *(e.name, cell(e.summary["dice"]), cell(e.summary["iou"])),
     cell(e.summary["threshold_jaccard"]),

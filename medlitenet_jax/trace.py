@@ -25,6 +25,7 @@ SCOPES = {
   "aspp": ("aspp", "aspp_norm"),
   "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
   "loss": ("loss",),
+  "augmentation": ("augment",),
   "optimizer": ("optimizer",),
 }
 OTHER = "other"

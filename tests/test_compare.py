@@ -70,6 +70,21 @@ def test_paired_tests_are_of_the_cases(runs, tmp_path):
   assert [float(row["dice low"]) for row in rows] == columns["low"].tolist()
 
 
+def test_cases_that_a_network_was_trained_on_are_named(runs, tmp_path):
+  seen = shutil.copytree(runs[0], tmp_path / "seen")
+  path = seen / "eval" / "test" / "summary.json"
+  summary = json.loads(path.read_text())
+  assert summary["protocol"]["cases_trained_on"] == 0
+  summary["protocol"]["cases_trained_on"] = 4
+  path.write_text(json.dumps(summary))
+  result = compare([runs[0], seen], tmp_path / "out")
+  assert result["protocol_differences"] == {"cases_trained_on": [0, 4]}
+  table = (tmp_path / "out" / "results.md").read_text().splitlines()
+  (row,) = (line for line in table if line.startswith("| seen "))
+  assert "was trained on 4 of the cases" in row
+  assert "was trained on 4 of the cases" in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_one_evaluation_is_a_table(runs, tmp_path):
   result = compare(runs[:1], tmp_path)
   assert result["tests"] == [] and "| plain " in (tmp_path / "results.md").read_text()

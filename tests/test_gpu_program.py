@@ -26,9 +26,10 @@ SIZE, BATCH = 64, 2
 
 
 class Operation(NamedTuple):
-  """Name, element types of operands and results, the scope that it was traced in, and sizes.
+  """Name, element types of operands and results, the scope that it was traced in, and more.
 
-  `shrinks` says whether the first result has fewer elements than the first operand.
+  `shrinks` says whether the first result has fewer elements than the first operand, and
+  `precision` what a product asks for.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Operation(NamedTuple):
   results: list[str]
   scope: str
   shrinks: bool
+  precision: str
 
 
 def element_type(value) -> str:
@@ -60,7 +62,9 @@ def operations(lowered) -> list[Operation]:
         shrinks = bool(operands and results) and (
           number_of_elements(operation.operands[0]) > number_of_elements(operation.results[0])
         )
-        found.append(Operation(operation.name, operands, results, str(operation.location), shrinks))
+        scope, attributes = str(operation.location), operation.attributes
+        asked = str(attributes["precision_config"]) if "precision_config" in attributes else ""
+        found.append(Operation(operation.name, operands, results, scope, shrinks, asked))
         for region in operation.regions:
           visit(region.blocks)
 
@@ -114,6 +118,15 @@ def test_every_product_takes_half_precision_operands(precision, program):
   assert len(products) > (60 if program == "train" else 30)
   for product in products:
     assert set(product.operands) == {HALF[precision]}, product
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_no_product_of_the_augmentation_may_be_rounded_to_tf32(precision):
+  found = operations(train_program(precision)[0])
+  products = [o for o in found if o.name in PRODUCTS and re.search(r"\baugment\b", o.scope)]
+  assert len(products) > 3
+  for product in products:
+    assert "HIGHEST" in product.precision and "DEFAULT" not in product.precision, product
 
 
 @pytest.mark.parametrize("program", ["train", "forward"])

@@ -255,7 +255,8 @@ def _rgb_from_lab(lab):
   y = (lab[..., 0] / 2.55 + 16) / 116
   f = jnp.stack([y + (lab[..., 1] - 128) / 500, y, y - (lab[..., 2] - 128) / 200], -1)
   xyz = jnp.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787)
-  linear = jnp.einsum("ij,abj->abi", jnp.asarray(np.linalg.inv(_XYZ_OVER_WHITE), jnp.float32), xyz)
+  to_rgb = jnp.asarray(np.linalg.inv(_XYZ_OVER_WHITE), jnp.float32)
+  linear = jnp.einsum("ij,abj->abi", to_rgb, xyz, precision="highest")
   linear = jnp.clip(linear, 0, 1)
   level = jnp.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
   return jnp.round(255 * level)
