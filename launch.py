@@ -230,9 +230,12 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   logger = logging.getLogger("medlitenet_jax")
   if not devices.is_first():
     logger.setLevel(logging.WARNING)
+  what = f"{config.model.name} {config.model.variant}, {config.precision}"
+  if config.ensemble.members:
+    what = f"an ensemble of {len(config.ensemble.members)}"
   logger.info(
-    "%s: %s %s, %s, %d x %s%s",
-    *(mode, config.model.name, config.model.variant, config.precision),
+    "%s: %s, %d x %s%s",
+    *(mode, what),
     *(jax.device_count(), jax.devices()[0].device_kind),
     f" in {jax.process_count()} processes" if DISTRIBUTED.value else "",
   )

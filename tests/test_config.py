@@ -48,8 +48,9 @@ def test_every_recipe_resolves(name, platform):
   assert config.is_locked
   values = dict(flatten(config))
   assert set(values) == set(dict(flatten(get_config())))
-  assert None not in values.values() and "auto" not in values.values()
-  own = bool(config.ensemble.members)  # each member has a size of its own
+  own = bool(config.ensemble.members)  # each member has a size and a precision of its own
+  assert config.precision == ("auto" if own else "float32" if platform == "cpu" else "bfloat16")
+  assert None not in values.values() and ("auto" in values.values()) == own
   assert config.eval.image_size == (0 if own else config.train.image_sizes[-1])
   AugmentPolicy(**config.augment)
 
