@@ -18,7 +18,7 @@ from medlitenet_jax.threshold import (
 )
 
 ORIGIN = {"step": 7, "validation": {"dice": 0.8}}
-NETWORK = Network(None, {}, 64, 1.0, ORIGIN, {"train": [], "val": []})
+NETWORK = Network(None, {}, 64, "float32", 1.0, ORIGIN, {"train": [], "val": []})
 
 
 def test_dice_at_every_threshold():
