@@ -193,10 +193,10 @@ def predict(
   with lock_folder(output, "is predicting into it", "--output"):
     # Once more: another process may have begun and ended since.
     claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
-    _predict(config, networks, threshold, mm_per_pixel, paths, output)
+    _outline_what_is_left(config, networks, threshold, mm_per_pixel, paths, output)
 
 
-def _predict(
+def _outline_what_is_left(
   config: ConfigDict,
   networks: Sequence[Network],
   threshold: float,

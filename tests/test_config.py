@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import importlib
 import json
+import os
 
 import pytest
 from ml_collections import ConfigDict
@@ -106,6 +107,13 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert chosen.precision == "float16"
     ensemble = with_fields(get_config(), ensemble__members=("one", "other"))
     assert resolve(ensemble, platform).precision == "auto"  # each member has its own
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are not assigned here")
+def test_cores_that_this_process_may_not_use_get_no_thread(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8})
+  monkeypatch.setattr(os, "cpu_count", lambda: 64)
+  assert resolve(get_config(), "cpu").data.num_threads == 3
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 4), (4, 4), (12, 12), (64, 16)])

@@ -1,4 +1,4 @@
-"""A photograph whose damage shows in decoding: what was learned is saved, and the run goes on."""
+"""Reading or validating fails in a run: what was learned is saved, and the run goes on."""
 
 import json
 
@@ -55,3 +55,17 @@ def test_what_was_learned_is_kept_and_the_run_goes_on_once_it_is_repaired(
   assert_identical(saved_state(workdir, 8), saved_state(straight, 8))
   logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (workdir, straight)]
   assert without_speed(map(json.loads, logs[0])) == without_speed(map(json.loads, logs[1]))
+
+
+def test_a_validation_without_memory_costs_no_batch(config, tmp_path, monkeypatch):
+  def fail(*_):
+    raise RuntimeError("RESOURCE_EXHAUSTED")
+
+  workdir = tmp_path / "run"
+  with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE"):
+    patch.setattr(train, "validate", fail)
+    train.train(config, workdir)
+  assert whole_steps(workdir) == [3]
+  train.train(config, workdir)
+  rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  assert [row["step"] for row in rows if row["split"] == "val"] == [3, 6, 8]

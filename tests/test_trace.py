@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medlitenet_jax.trace import OTHER, TABLE_FILE, op_names, profile_window
+from medlitenet_jax.trace import OTHER, SCOPES, TABLE_FILE, op_names, profile_window, scope_of
 
 
 @jax.jit
@@ -59,6 +59,11 @@ def test_every_part_has_its_time_forward_and_backward(traced):
     assert float(rows[scope]["seconds"]) > 0, scope
   shares = [float(row["share"].rstrip("%")) for row in rows.values()]
   assert sum(shares) == pytest.approx(100, abs=1)
+
+
+def test_augmentation_on_the_device_is_a_part():
+  assert scope_of("jit(step)/jit(main)/augment/dot_general") == "augmentation" in SCOPES
+  assert scope_of("jit(step)/jit(main)/reshape") == OTHER
 
 
 def test_a_window_that_the_loop_ends_in_is_closed(tmp_path):
