@@ -28,7 +28,7 @@ test: install
 
 # Kills a hundred runs of the reduced network at random instants, and compares how they end.
 kill: install
-	PYTHONPATH=. $(PY) -W ignore tests/kill_runs.py --kills=100 --network=reduced --precision=float32
+	PYTHONPATH=.:tests $(PY) -W ignore tests/slow/kill_runs.py --kills=100 --network=reduced --precision=float32
 
 # Ten times the hostile and broken inputs that the tests try, and every hostile command line.
 fuzz: install

@@ -206,9 +206,9 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   """Imports what the mode needs and starts it."""
   import jax
 
-  from medlitenet_jax import devices
-  from medlitenet_jax.errors import InputError
-  from medlitenet_jax.files import refuse_links
+  from medlitenet_jax.system import devices
+  from medlitenet_jax.system.errors import InputError
+  from medlitenet_jax.system.files import refuse_links
 
   cache = set_up_cache()
   return_memory_after_compiling()
@@ -221,7 +221,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   if mode in ("predict", "compare") and not inputs:
     raise InputError(f"--mode={mode} needs --input")
   if mode == "compare":
-    from medlitenet_jax.compare import compare
+    from medlitenet_jax.modes.compare import compare
 
     compare(inputs, output)
     return
@@ -246,23 +246,23 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   ):
     logger.info("  %s=%s", name, value or "")
   if mode == "prepare":
-    from medlitenet_jax.prepare import prepare
+    from medlitenet_jax.modes.prepare import prepare
 
     prepare(config)
   elif mode == "evaluate":
-    from medlitenet_jax.evaluate import evaluate
+    from medlitenet_jax.modes.evaluate import evaluate
 
     evaluate(config, workdir, " ".join(["python", *map(shlex.quote, sys.orig_argv[1:])]), weights)
   elif mode == "predict":
-    from medlitenet_jax.predict import predict
+    from medlitenet_jax.modes.predict import predict
 
     predict(config, workdir, inputs, output, MM_PER_PIXEL.value, weights)
   elif mode == "export":
-    from medlitenet_jax.export import export
+    from medlitenet_jax.modes.export import export
 
     export(config, workdir, weights, output)
   elif mode == "benchmark":
-    from medlitenet_jax.benchmark import benchmark
+    from medlitenet_jax.modes.benchmark import benchmark
 
     if not WORKDIR.value:
       benchmark(config, output)
@@ -270,19 +270,19 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
       trained = read_config("evaluate", workdir, None, recipe_named, jax.default_backend())
       benchmark(config if recipe_named else trained, output, (trained, workdir))
   elif mode == "describe":
-    from medlitenet_jax.describe import describe
+    from medlitenet_jax.modes.describe import describe
 
     describe(config, output)
   elif mode == "check":
-    from medlitenet_jax.check import check
+    from medlitenet_jax.modes.check import check
 
     check(config, output)
   elif mode == "preview":
-    from medlitenet_jax.preview import preview
+    from medlitenet_jax.modes.preview import preview
 
     preview(config, output)
   else:
-    from medlitenet_jax.train import train
+    from medlitenet_jax.training.loop import train
 
     train(config, workdir, force=FORCE.value)
 
@@ -295,7 +295,7 @@ def weights_name(mode: str, recipe_named: bool) -> str | None:
 
 def choose_weights(mode: str, recipe_named: bool) -> Path | None:
   """Finds the weights file that is used in place of a run, if one is."""
-  from medlitenet_jax.errors import InputError
+  from medlitenet_jax.system.errors import InputError
 
   if WEIGHTS.value is not None:
     if mode not in USING_WEIGHTS:
@@ -305,7 +305,7 @@ def choose_weights(mode: str, recipe_named: bool) -> Path | None:
   name = weights_name(mode, recipe_named)
   if name is None:
     return None
-  from medlitenet_jax.weights import find_weights
+  from medlitenet_jax.formats.safetensors import find_weights
 
   return find_weights(name)
 
@@ -321,7 +321,7 @@ def read_config(mode: str, workdir: Path, weights: Path | None, recipe_named: bo
   if weights is None:
     saved = config_lib.load(workdir)
   else:
-    from medlitenet_jax.weights import read_weights
+    from medlitenet_jax.formats.safetensors import read_weights
 
     saved = read_weights(weights).config
   if recipe_named:
@@ -343,8 +343,8 @@ def main() -> None:
   default = f"{name}-weights" if weights else name  # not the folder of a run
   workdir = Path(WORKDIR.value or ROOT / "runs" / default)
   output = Path(OUTPUT.value or ROOT / "runs" / f"{name}-{MODE.value}")
-  from medlitenet_jax.errors import InputError
-  from medlitenet_jax.stop import Stopped
+  from medlitenet_jax.system.errors import InputError
+  from medlitenet_jax.system.stop import Stopped
 
   try:
     run(MODE.value, workdir, output, recipe_named)

@@ -96,8 +96,8 @@ def create_stub(_, dtype):
   import flax.linen as nn
   import jax.numpy as jnp
 
+  from medlitenet_jax.models.forward import normalize
   from medlitenet_jax.models.layers import Norm, Pointwise
-  from medlitenet_jax.preprocess import normalize
 
   class Stub(nn.Module):
     """Two pixelwise layers."""

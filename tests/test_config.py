@@ -19,9 +19,9 @@ from medlitenet_jax.config import (
   resolve,
   with_later_fields,
 )
-from medlitenet_jax.data.augment import AugmentPolicy
-from medlitenet_jax.errors import InputError
+from medlitenet_jax.data.augment.geometry import AugmentPolicy
 from medlitenet_jax.models.registry import MODELS
+from medlitenet_jax.system.errors import InputError
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 PACKAGE = ROOT / "medlitenet_jax"
@@ -472,9 +472,9 @@ def test_evaluation_size_0_is_the_last_of_training():
 
 # The groups of fields that go whole into something: where to look for `NAME.FIELD` instead.
 UNPACKED = {
-  "augment": ("policy", ("data/augment.py", "data/photometric.py")),
-  "model": ("self", ("models/medlitenet.py",)),
-  "preprocess": ("self", ("data/clean.py",)),
+  "augment": ("policy", ("data/augment/geometry.py", "data/augment/photometric.py")),
+  "model": ("self", ("models/medlitenet/network.py",)),
+  "preprocess": ("self", ("data/images/preprocess.py",)),
 }
 ALIASES = {"optimizer": "optim"}  # a group under another name in a function that is given it
 
@@ -522,7 +522,7 @@ def unread_fields(config):
   for field, _ in flatten(config):
     group, leaf = f"config.{field}".split(".")[-2:]
     if group == "loss":
-      is_read = leaf in names_read(PACKAGE / "losses.py", "segmentation_loss")
+      is_read = leaf in names_read(PACKAGE / "training" / "losses.py", "segmentation_loss")
     elif field in ("model.name", "model.variant"):
       is_read = f"fields.{leaf}" in fields_read(PACKAGE / "models" / "registry.py")
     elif group in UNPACKED:

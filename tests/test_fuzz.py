@@ -1,7 +1,7 @@
 """Hostile and broken inputs: each ends in success or in one line, and harms nothing.
 
 `make fuzz` tries ten times as many. A failure names the number of its input, which gives the same
-input again: `PYTHONPATH=.:tests python tests/fuzz_worker.py NUMBER 1`.
+input again: `PYTHONPATH=.:tests python tests/slow/fuzz_worker.py NUMBER 1`.
 """
 
 import collections
@@ -31,7 +31,7 @@ def fuzz(first: int, count: int) -> list[dict]:
   environment = {k: v for k, v in os.environ.items() if k != SCRATCH}  # each has its own
   environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
   while number < last:
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_worker.py"), str(number)]
+    command = [sys.executable, str(ROOT / "tests" / "slow" / "fuzz_worker.py"), str(number)]
     with subprocess.Popen(
       [*command, str(last - number)],
       stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medlitenet_jax.data import image_files
-from medlitenet_jax.data.mask_values import UnclearMaskError
+from medlitenet_jax.data.images import image_files
+from medlitenet_jax.data.images.mask_values import UnclearMaskError
 from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE, SplitRule, assign_splits
-from medlitenet_jax.errors import InputError
+from medlitenet_jax.system.errors import InputError
 
 # Whether each kind of problem stops training; what comes first is refused first.
 STOPS_TRAINING = {

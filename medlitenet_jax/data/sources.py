@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medlitenet_jax.data import image_files
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
+from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.splits import SPLITS
 from medlitenet_jax.data.synthetic import draw_dermoscopy
-from medlitenet_jax.errors import InputError
+from medlitenet_jax.system.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def create_source(
       image_size=synthetic["image_size"],
     )
   elif data["source"] in SET_NAMES:
-    from medlitenet_jax.data import official  # TFDS takes its time
+    from medlitenet_jax.data.public import official  # TFDS takes its time
 
     builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
     source = official.PreparedSource(builder, split, to_score)

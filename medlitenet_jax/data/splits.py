@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from medlitenet_jax.errors import InputError
-from medlitenet_jax.files import read_text
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.files import read_text
 
 SPLITS = ("train", "val", "test")
 SPLITS_FILE = "splits.csv"

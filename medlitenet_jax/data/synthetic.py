@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 
-from medlitenet_jax.data.artefacts import (
+from medlitenet_jax.data.augment.artefacts import (
   RULER_COLOUR,
   add_strokes,
   hair_colour,

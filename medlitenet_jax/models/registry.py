@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medlitenet_jax.errors import InputError
-from medlitenet_jax.models import medlitenet, ops
+from medlitenet_jax.models import ops
+from medlitenet_jax.models.medlitenet import network
+from medlitenet_jax.system.errors import InputError
 
 # Each entry: the module, and its variants as {name: {field: value}}. A module takes those fields
 # and the other fields of `config.model` as attributes, besides `form` and `dtype`.
-MODELS = {"medlitenet": (medlitenet.MedLiteNet, medlitenet.VARIANTS)}
+MODELS = {"medlitenet": (network.MedLiteNet, network.VARIANTS)}
 MOST = 4096  # of blocks, layers, channels and the like: more fits no memory
 MOST_DILATION = 256  # as wide as the grid of the largest image
 

@@ -1,0 +1,311 @@
+"""Random changes to a photograph and its mask that leave the answer true.
+
+The geometric ones compose into one coordinate map, through which photograph and mask are each
+sampled once: they stay aligned, and five augmentations blur no more than one. Those that change the
+photograph alone follow; they are in `photometric.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from medlitenet_jax.data.augment.draws import between, normal
+from medlitenet_jax.data.augment.photometric import change_photograph
+from medlitenet_jax.data.images.resize import binarise, mask_coverage, resize_image, resize_mask
+from medlitenet_jax.system.errors import InputError
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentPolicy:
+  """How often each augmentation is applied, and how strongly.
+
+  A strength is drawn uniformly from its range. Lengths are fractions of the side of the square that
+  the network sees, so a policy means the same at every size. `configs/base.py` holds the defaults.
+
+  Attributes:
+    enabled: False leaves only the resizing that evaluation does.
+    *_probability: in [0, 1]; brightness and contrast share theirs.
+    crop_scale: side of the crop, geometric mean of both, as a fraction of the photograph's.
+    crop_ratio: width over height of the crop, each as a fraction of the photograph's.
+    rotate_degrees: positive turns the picture anticlockwise.
+    scale_range: factor, about the centre; above 1 the lesion grows.
+    translate_range: positive moves the picture right and down; both directions are drawn.
+    elastic_amplitude: standard deviation of the displacement at a control point.
+    elastic_grid: control points a side.
+    brightness_range: added, as a fraction of full scale.
+    contrast_range: factor on the distance from the photograph's mean.
+    gamma_range: exponent of a level in [0, 1]; above 1 darkens.
+    clahe_clip_limit: bound on the contrast, as a multiple of a flat histogram's height.
+    clahe_tiles: tiles a side, in each of which the lightness is equalised.
+    noise_std: as a fraction of full scale, independent in each pixel and channel.
+    blur_sigma: standard deviation of the Gaussian.
+    hairs_count: hairs in the picture, mostly dark.
+    hairs_width: at the root of the thickest.
+    ruler_inset: of a scale with ticks from a side of the picture.
+    shadow_depth: share of the light that it takes.
+    shadow_softness: half the width of its edge.
+    uneven_light_fall: share of the light that is lost between the brightest place and the darkest.
+    skin_tone_density: optical density of melanin in green; above 0 is added, below 0 taken away.
+    faint_border_width: on either side of the lesion's border, where the fading has half its
+      strength left; it ends at three times as far.
+    faint_border_strength: share of a smooth blend of both sides at the border.
+
+  Raises:
+    InputError: if a probability, a range or a count is outside what it can be.
+  """
+
+  enabled: bool
+  crop_probability: float
+  crop_scale: Range
+  crop_ratio: Range
+  flip_horizontal_probability: float
+  flip_vertical_probability: float
+  rotate_probability: float
+  rotate_degrees: Range
+  scale_probability: float
+  scale_range: Range
+  translate_probability: float
+  translate_range: Range
+  elastic_probability: float
+  elastic_amplitude: Range
+  elastic_grid: int
+  brightness_contrast_probability: float
+  brightness_range: Range
+  contrast_range: Range
+  gamma_probability: float
+  gamma_range: Range
+  clahe_probability: float
+  clahe_clip_limit: Range
+  clahe_tiles: int
+  noise_probability: float
+  noise_std: Range
+  blur_probability: float
+  blur_sigma: Range
+  # The order of these fields is that of the draws: a new augmentation goes to the end.
+  hairs_probability: float
+  hairs_count: Range
+  hairs_width: Range
+  ruler_probability: float
+  ruler_inset: Range
+  shadow_probability: float
+  shadow_depth: Range
+  shadow_softness: Range
+  uneven_light_probability: float
+  uneven_light_fall: Range
+  skin_tone_probability: float
+  skin_tone_density: Range
+  faint_border_probability: float
+  faint_border_width: Range
+  faint_border_strength: Range
+
+  def __post_init__(self):
+    """Refuses what no augmentation could do."""
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      name = f"augment.{field.name}"
+      if field.type is not Range and not isinstance(value, int | float):
+        raise InputError(f"{name} takes a number or truth value, not {value!r:.80}")
+      if field.name.endswith("_probability") and not 0 <= value <= 1:
+        raise InputError(f"{name} must be from 0 to 1, got {value}")
+      if field.type is Range:
+        least, most = _LIMITS.get(field.name, (0.0, 1.0))
+        numbers = isinstance(value, tuple) and len(value) == 2
+        numbers = numbers and all(isinstance(v, int | float) for v in value)
+        if not numbers or not least <= value[0] <= value[1] <= most:
+          raise InputError(f"{name} must be (low, high) between {least} and {most}, got {value}")
+    if not 2 <= self.elastic_grid <= 100 or not 1 <= self.clahe_tiles <= 100:
+      raise InputError("augment.elastic_grid must be 2 to 100 and augment.clahe_tiles 1 to 100")
+
+
+_LIMITS = {
+  "crop_scale": (0.05, 1.0),
+  "crop_ratio": (0.1, 10.0),
+  "rotate_degrees": (-360.0, 360.0),
+  "scale_range": (0.1, 10.0),
+  "translate_range": (-1.0, 1.0),
+  "brightness_range": (-1.0, 1.0),
+  "contrast_range": (0.0, 10.0),
+  "gamma_range": (0.05, 20.0),
+  "clahe_clip_limit": (0.1, 100.0),
+  "hairs_count": (0, 1000),
+  "hairs_width": (0.0, 0.1),
+  "ruler_inset": (0.0, 0.3),
+  "skin_tone_density": (-3.0, 3.0),
+}
+_NAMES = tuple(
+  field.name.removesuffix("_probability")
+  for field in dataclasses.fields(AugmentPolicy)
+  if field.name.endswith("_probability")
+)
+_GEOMETRIC = ("crop", "flip_horizontal", "flip_vertical", "rotate", "scale", "translate", "elastic")
+_DRAWS = 5  # uniforms for each augmentation: whether it is applied, then up to four strengths
+
+
+def draw_applied(rng: np.random.Generator, policy: AugmentPolicy) -> dict[str, np.ndarray]:
+  """Draws which augmentations are applied to a photograph, and how.
+
+  Each has a row of uniform numbers of its own, applied or not. Were they drawn one after the other
+  as needed, changing one probability would shift the numbers of all that follow, and a comparison
+  of two policies would compare two sets of crops too.
+
+  Args:
+    rng: moves on by the same amount whatever the policy.
+    policy: gives the probabilities.
+
+  Returns:
+    By the name of each augmentation that is applied, the uniform numbers that its strength follows
+    from.
+  """
+  rows = dict(zip(_NAMES, rng.random((len(_NAMES), _DRAWS)), strict=True))
+  return {
+    name: row[1:]
+    for name, row in rows.items()
+    if policy.enabled and row[0] < getattr(policy, f"{name}_probability")
+  }
+
+
+def draw_geometry(
+  policy: AugmentPolicy, applied: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Where a point of the square, from its centre, lies in the photograph.
+
+  At matrix @ (point + bend) + offset, the point in units of the square's side, [-0.5, 0.5], the
+  place in units of the photograph's sides, [0, 1]. The picture is cropped, flipped, rotated,
+  scaled, then translated, so the map undoes the translation first.
+
+  Args:
+    policy: gives the ranges.
+    applied: of `draw_applied`.
+
+  Returns:
+    matrix: [2, 2], x before y.
+    offset: [2].
+    bend: [G, G, 2] float32, x before y, at the control points of the elastic deformation, or None.
+  """
+  window, centre = np.ones(2), np.full(2, 0.5)
+  flips = [name in applied for name in ("flip_horizontal", "flip_vertical")]
+  matrix, shift = np.diag(np.where(flips, -1.0, 1.0)), np.zeros(2)
+  if (draw := applied.get("crop")) is not None:
+    side, stretch = between(policy.crop_scale, draw[0]), between(policy.crop_ratio, draw[1])
+    window = np.minimum(1.0, side * np.array([stretch**0.5, stretch**-0.5]))
+    centre = window / 2 + (1 - window) * draw[2:4]
+  if (draw := applied.get("rotate")) is not None:
+    angle = np.deg2rad(between(policy.rotate_degrees, draw[0]))
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = matrix @ [[cos, -sin], [sin, cos]]
+  if (draw := applied.get("scale")) is not None:
+    matrix = matrix / between(policy.scale_range, draw[0])
+  if (draw := applied.get("translate")) is not None:
+    shift = between(policy.translate_range, draw[0:2])
+  matrix = window[:, None] * matrix
+  bend = None
+  if (draw := applied.get("elastic")) is not None:
+    bend = normal(draw[1], (policy.elastic_grid, policy.elastic_grid, 2))
+    bend *= between(policy.elastic_amplitude, draw[0])
+  return matrix, centre - matrix @ shift, bend
+
+
+def needed_size(matrix: np.ndarray, image_size: int, most: np.ndarray) -> np.ndarray:
+  """Width and height at which the map steps by about a pixel of the photograph.
+
+  Averaged to it first, the photograph does not alias. To enlarge it is left to the map, once it has
+  the size that evaluation sees.
+
+  Args:
+    matrix: of `draw_geometry`.
+    image_size: pixels of both sides of the view.
+    most: [2] width and height that there are, after enlarging.
+
+  Returns:
+    [2] int, each from 1 to `most`.
+  """
+  return np.clip(np.rint(image_size / np.linalg.norm(matrix, axis=1)), 1, most).astype(int)
+
+
+def _coordinate_map(matrix, offset, bend, height, width, image_size):
+  """Pixel coordinates [S, S] float32, x and y, in a source of height x width pixels.
+
+  The centre of pixel i lies at (i + 0.5) / S of the side, in source and square alike: without the
+  halves a photograph and its shrunk mask would part by up to half a pixel.
+  """
+  sides = np.array([width, height])
+  steps = (np.arange(image_size) + 0.5) / image_size - 0.5
+  across, down = ((sides * matrix[:, i])[:, None] * steps for i in range(2))  # [x and y, S] each
+  across += (sides * offset)[:, None] - 0.5
+  maps = across.astype(np.float32)[:, None, :] + down.astype(np.float32)[:, :, None]
+  if bend is not None:
+    # The square is bent before the affine map, and that is linear: it is cheaper on the few points.
+    field = (bend @ matrix.T * sides).astype(np.float32)
+    for i in range(2):
+      maps[i] += cv2.resize(field[..., i], (image_size,) * 2, interpolation=cv2.INTER_CUBIC)
+  return maps
+
+
+def _warp(image, mask, image_size, policy, applied):
+  """Photograph and mask through the geometric augmentations, image_size pixels a side."""
+  if not any(name in applied for name in _GEOMETRIC):
+    return resize_image(image, image_size, image_size), resize_mask(mask, image_size, image_size)
+  matrix, offset, bend = draw_geometry(policy, applied)
+  most = np.maximum(image_size, image.shape[1::-1])
+  width, height = needed_size(matrix, image_size, most).tolist()
+  pair = resize_image(image, height, width), mask_coverage(mask, height, width)
+  x, y = _coordinate_map(matrix, offset, bend, height, width, image_size)
+  border = cv2.BORDER_REFLECT_101
+  image, coverage = (cv2.remap(a, x, y, cv2.INTER_LINEAR, borderMode=border) for a in pair)
+  return image, binarise(coverage)
+
+
+def augment(
+  rng: np.random.Generator,
+  image: np.ndarray,
+  mask: np.ndarray,
+  image_size: int,
+  policy: AugmentPolicy,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws one view of a photograph and its mask.
+
+  In this order, each with its own probability: crop, flips, rotation, scaling, translation, elastic
+  deformation; skin tone, fading of the border, ruler, hairs, shadow, uneven light; brightness and
+  contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in from outside the photograph
+  is its reflection, and the mask's.
+
+  Safe to call from many threads, each with an rng of its own.
+
+  Args:
+    rng: the only source of chance; moves on by the same amount whatever the policy.
+    image: [H, W, 3] uint8 RGB, of any size.
+    mask: [H, W] uint8; above 0 is lesion.
+    image_size: pixels of both sides of the result.
+    policy: what is applied how often; not `enabled`, both are only resized, as for evaluation.
+
+  Returns:
+    image [image_size, image_size, 3] uint8 and mask [image_size, image_size] uint8, 0 or 1.
+
+  Raises:
+    ValueError: if image and mask are not uint8 of these ranks and of one height and width.
+  """
+  if image.shape[:2] != mask.shape[:2]:
+    raise ValueError(f"image and mask differ in size: {image.shape[:2]} and {mask.shape[:2]}")
+  applied = draw_applied(rng, policy)
+  image, mask = _warp(image, mask, image_size, policy, applied)
+  return change_photograph(image, mask, policy, applied), mask
+
+
+def single_augmentations(policy: AugmentPolicy) -> dict[str, AugmentPolicy]:
+  """Takes a policy apart, to look at each augmentation alone.
+
+  Args:
+    policy: gives the ranges; its probabilities do not matter.
+
+  Returns:
+    By name, `crop` to `faint_border`, a policy that always applies this augmentation and no other.
+  """
+  off: dict[str, Any] = {f"{name}_probability": 0.0 for name in _NAMES} | {"enabled": True}
+  return {
+    name: dataclasses.replace(policy, **(off | {f"{name}_probability": 1.0})) for name in _NAMES
+  }

@@ -1,0 +1,1 @@
+"""Photographs and masks as files and as arrays: read, written, resized, cleaned, compared."""

@@ -1,0 +1,156 @@
+"""The threshold that does best on the validation cases, chosen once and kept with the run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.inference.networks import Network, predict_cases
+from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
+from medlitenet_jax.scores.metrics import Confusion, scores_from_counts
+from medlitenet_jax.system import devices
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.files import read_json, replace_file
+
+THRESHOLD_FILE = "threshold.json"
+STEPS = 100  # thresholds are multiples of 1 / STEPS
+
+
+def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
+  """Dice of one case at every threshold.
+
+  Args:
+    probs: [S, S] float32.
+    truth: [H, W] uint8, 0 or 1; the probabilities are resized to it.
+
+  Returns:
+    [STEPS] float64; entry k is the Dice of the pixels at or above k / STEPS.
+  """
+  height, width = truth.shape
+  resized = cv2.resize(probs, (width, height), interpolation=cv2.INTER_LINEAR)
+  place = np.minimum((resized * STEPS).astype(np.int32), STEPS - 1).ravel()
+  lesion = truth.ravel() == 1
+  # Pixels at or above each threshold: sums of the histogram from its end.
+  tp = np.bincount(place[lesion], minlength=STEPS)[::-1].cumsum()[::-1]
+  found = np.bincount(place, minlength=STEPS)[::-1].cumsum()[::-1]
+  fp, fn = found - tp, np.count_nonzero(lesion) - tp
+  return scores_from_counts(Confusion(tp, fp, fn, truth.size - tp - fp - fn))["dice"]
+
+
+def choose_threshold(
+  predict: Callable, networks: Sequence[Network], config: ConfigDict, workdir: Path
+) -> float:
+  """Finds the threshold of the highest mean Dice on the validation split.
+
+  Args:
+    predict: images by size to Maps.
+    networks: that it runs.
+    config: resolved.
+    workdir: receives `threshold.json`, which later predictions read.
+
+  Returns:
+    A multiple of 1 / STEPS in (0, 1); of equal ones the nearest to one half.
+
+  Raises:
+    InputError: if the scored split is the one that would choose, or `eval.hysteresis_low` is not
+      under what it chose.
+  """
+  if config.eval.split == "val":
+    raise InputError(
+      "config.eval.threshold=0 chooses the threshold on val, which is the split being scored; "
+      "give a number, or score another split"
+    )
+  source = create_source(config.data, "val", config.seed)
+  sizes = [network.image_size for network in networks]
+  cases = predict_cases(predict, source, sizes, config)
+  bar = tqdm(
+    cases,
+    total=len(source),
+    unit="case",
+    desc="threshold",
+    dynamic_ncols=True,
+    disable=not devices.is_first(),
+  )
+  curves = ((case.index, dice_by_threshold(probs, case.mask).tolist()) for case, probs, _ in bar)
+  dice = np.mean(devices.gather_cases(curves), axis=0)
+  best = np.flatnonzero(dice[1:] == dice[1:].max()) + 1
+  chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)
+  record = {
+    "threshold": chosen,
+    "dice": float(dice[1:].max()),
+    "dice_at_one_half": float(dice[round(PLAIN_THRESHOLD * STEPS)]),
+    "val_hash": split_hash(source.case_ids),
+    "made_by": _identity(networks, config),
+  }
+  text = json.dumps(record, indent=2) + "\n"
+
+  def keep() -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_file(workdir / THRESHOLD_FILE, text)
+
+  devices.on_first(keep)
+  return _above_hysteresis(chosen, config)
+
+
+def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Path) -> float:
+  """Reads the threshold that an evaluation has chosen for these networks.
+
+  Args:
+    networks: to be used.
+    config: resolved.
+    workdir: of the run or ensemble.
+
+  Returns:
+    The threshold.
+
+  Raises:
+    InputError: if none was chosen, or for other networks or another test-time augmentation, or
+      `eval.hysteresis_low` is not under it.
+  """
+  path = workdir / THRESHOLD_FILE
+  try:
+    record = read_json(path)
+    threshold, made_by = float(record["threshold"]), record["made_by"]
+    if not 0 < threshold < 1:
+      raise ValueError("not between 0 and 1")
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f"{path}: holds no threshold, which config.eval.threshold=0 asks for; evaluate with that "
+      "setting first, or give a number"
+    ) from error
+  if made_by != _identity(networks, config):
+    raise InputError(
+      f"{path}: was chosen for another network or test-time augmentation, or by an earlier "
+      "version; evaluate with config.eval.threshold=0 again, or give a number"
+    )
+  return _above_hysteresis(threshold, config)
+
+
+def _above_hysteresis(threshold: float, config: ConfigDict) -> float:
+  if config.eval.hysteresis_low >= threshold:
+    raise InputError(
+      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under the "
+      f"threshold that was chosen on val, which is {threshold:g}"
+    )
+  return threshold
+
+
+def _identity(networks: Sequence[Network], config: ConfigDict) -> dict[str, Any]:
+  # Validation scores tell networks apart wherever their folders and files have been moved to.
+  return {
+    "networks": [
+      {
+        "step": network.origin["step"],
+        "image_size": network.image_size,
+        "validation": dict(network.origin["validation"]),
+      }
+      for network in networks
+    ],
+    "tta": config.eval.tta,
+  }

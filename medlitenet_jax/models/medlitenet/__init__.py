@@ -1,0 +1,1 @@
+"""MedLiteNet, after the paper."""

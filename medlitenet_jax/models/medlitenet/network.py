@@ -1,0 +1,261 @@
+"""MedLiteNet: encoder, cross-scale mixer, fusion, ASPP, gates and decoder put together (paper III).
+
+The names of the submodules are the keys of a checkpoint.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from medlitenet_jax.models import ops
+from medlitenet_jax.models.layers import (
+  ASPP,
+  SCSE,
+  MBConv,
+  Norm,
+  Pointwise,
+  SeparableConv,
+  Stem,
+)
+from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlobalFusion
+from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap
+
+STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has the first's
+
+# The three members of the ensemble. The paper does not describe them; what tells them apart is
+# said in docs/paper.md.
+VARIANTS = {
+  "base": {
+    "encoder_blocks": (2, 3, 3, 2),
+    "mixer_dim": 192,
+    "mixer_layers": 2,
+    "mixer_heads": 6,
+    "mixer_mlp_ratio": 4,
+    "aspp_branch_dim": 64,
+    "aspp_dilations": (1, 3, 6, 12),
+    "decoder_dims": (128, 96, 64, 32),
+    "gate_stages": (0, 1, 2, 3),
+  },
+  "wide_context": {
+    "encoder_blocks": (2, 3, 3, 2),
+    "mixer_dim": 160,
+    "mixer_layers": 3,
+    "mixer_heads": 5,
+    "mixer_mlp_ratio": 4,
+    "aspp_branch_dim": 96,
+    "aspp_dilations": (1, 4, 8, 12),
+    "decoder_dims": (128, 96, 64, 32),
+    "gate_stages": (0, 1, 2, 3),
+  },
+  "fine_boundary": {
+    "encoder_blocks": (2, 3, 3, 2),
+    "mixer_dim": 160,
+    "mixer_layers": 2,
+    "mixer_heads": 5,
+    "mixer_mlp_ratio": 4,
+    "aspp_branch_dim": 64,
+    "aspp_dilations": (1, 3, 6, 12),
+    "decoder_dims": (160, 112, 64, 48),
+    "gate_stages": (0, 1, 2, 3, 4),
+  },
+}
+
+
+def _call(module: nn.Module, *args, remat: bool, train: bool):
+  """Calls a block; with `remat` what lies inside is computed again for the gradient, not kept."""
+  if not remat:
+    return module(*args, train=train)
+  return nn.remat(lambda module, *args: module(*args, train=train))(module, *args)
+
+
+class Encoder(nn.Module):
+  """Stride-2 stem and four MBConv stages (paper III-B).
+
+  Attributes:
+    blocks: MBConv blocks of each stage.
+    remat: whether the gradient computes each block again.
+    form: form of the operations, see `medlitenet_jax.models.ops`.
+    dtype: compute dtype.
+  """
+
+  blocks: tuple[int, ...]
+  remat: bool = False
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, *, train: bool):
+    """Maps [B, H, W, 3] to the stem's and the stages' features, at strides 2, 4, 8, 16 and 32."""
+    x = Stem(STAGE_DIMS[0], self.form, self.dtype, name="stem")(x)
+    features = [Norm(name="stem_norm")(x, train=train)]
+    for stage, (dim, blocks) in enumerate(zip(STAGE_DIMS, self.blocks, strict=True), start=1):
+      x = features[-1]
+      for block in range(blocks):
+        mbconv = MBConv(
+          dim,
+          stride=2 if block == 0 else 1,
+          form=self.form,
+          dtype=self.dtype,
+          name=f"stage{stage}_block{block + 1}",
+        )
+        x = _call(mbconv, x, remat=self.remat, train=train)
+      features.append(x)
+    return features
+
+
+class DecoderStage(nn.Module):
+  """Upsample, join the skip, convolve twice, recalibrate, gate (paper III-F).
+
+  Attributes:
+    features: output channels.
+    scse: whether SCSE follows the convolutions.
+    gate: whether a boundary-aware gate closes the stage.
+    form: form of the operations.
+    dtype: compute dtype.
+  """
+
+  features: int
+  scse: bool = True
+  gate: bool = True
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, skip, context=None, *, train: bool):
+    """Maps [B, h, w, C], a [B, 2h, 2w, S] skip and F_trans or None to [B, 2h, 2w, features]."""
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    x = jnp.concatenate([ops.upsample2x(x, self.form), skip], axis=-1)
+    for i in (1, 2):
+      x = SeparableConv(self.features, name=f"conv{i}", **common)(x, train=train)
+    if self.scse:
+      x = SCSE(name="scse", **common)(x)
+    if self.gate:
+      x = BoundaryGate(name="gate", **common)(x, context)
+    return x
+
+
+class MedLiteNet(nn.Module):
+  """The whole network, for any input whose sides are multiples of 32 from 64 up.
+
+  Attributes:
+    encoder_blocks: MBConv blocks of each encoder stage.
+    mixer_dim: channels of a mixer token.
+    mixer_layers: transformer layers.
+    mixer_heads: attention heads.
+    mixer_mlp_ratio: hidden over model channels of the feed-forward networks.
+    aspp_branch_dim: channels of an ASPP branch.
+    aspp_dilations: dilations of the ASPP branches.
+    decoder_dims: channels of the four decoder stages, deepest first.
+    gate_stages: where gates stand: 0 the encoder's end, 1 to 4 the decoder's stages.
+    mixer: whether there is a mixer (and with it fusion and eq. 7).
+    cross_scale: whether stage-3 tokens take part in the mixer.
+    boundary_bias: whether a boundary map biases the attention.
+    boundary_bias_stage: encoder stage that the map is taken from.
+    fusion: whether eq. 5 has its first term.
+    aspp: whether there is an ASPP; without it one 1x1 convolution stands there.
+    gate_context: whether the gates use eq. 7.
+    scse: whether the decoder's stages have SCSE.
+    dropout: rate in the mixer in training.
+    remat: whether the gradient computes the encoder's blocks and the decoder's stages again: a
+      forward pass more, for less memory.
+    form: form of the operations.
+    dtype: compute dtype; parameters and logits are float32.
+  """
+
+  encoder_blocks: tuple[int, ...]
+  mixer_dim: int
+  mixer_layers: int
+  mixer_heads: int
+  mixer_mlp_ratio: int
+  aspp_branch_dim: int
+  aspp_dilations: tuple[int, ...]
+  decoder_dims: tuple[int, ...]
+  gate_stages: tuple[int, ...]
+  mixer: bool = True
+  cross_scale: bool = True
+  boundary_bias: bool = True
+  boundary_bias_stage: int = 1
+  fusion: bool = True
+  aspp: bool = True
+  gate_context: bool = True
+  scse: bool = True
+  dropout: float = 0.0
+  remat: bool = False
+  form: str = "platform"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, image, *, train: bool = False):
+    """Scores every pixel.
+
+    Args:
+      image: [B, H, W, 3] normalised photograph, H and W multiples of 32 from 64 up.
+      train: whether BatchNorm uses the batch's statistics and dropout acts (stream "dropout").
+
+    Returns:
+      [B, H, W, 1] float32 logits; above 0 is lesion.
+
+    Raises:
+      ValueError: if H or W is not such a multiple.
+    """
+    check_image_size(*image.shape[1:3])
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
+      image.astype(self.dtype), train=train
+    )
+    skips, deep = features[:-1], features[-1]
+
+    context = None
+    if self.mixer:
+      boundary = None
+      if self.boundary_bias:
+        source = features[self.boundary_bias_stage]
+        boundary = BoundaryMap(name="bias_boundary", **common)(source)
+      context, fine_context = CrossScaleMixer(
+        dim=self.mixer_dim,
+        layers=self.mixer_layers,
+        heads=self.mixer_heads,
+        mlp_ratio=self.mixer_mlp_ratio,
+        dropout=self.dropout,
+        cross_scale=self.cross_scale,
+        name="mixer",
+        **common,
+      )(deep, skips[3], boundary, train=train)
+      deep = LocalGlobalFusion(self.fusion, name="fusion", **common)(deep, context)
+      if fine_context is not None:
+        returned = Pointwise(STAGE_DIMS[2], name="fine_return", **common)(fine_context)
+        skips[3] = skips[3] + ops.upsample2x(returned, self.form)
+
+    if self.aspp:
+      x = ASPP(STAGE_DIMS[3], self.aspp_branch_dim, self.aspp_dilations, name="aspp", **common)(
+        deep, train=train
+      )
+    else:
+      x = Pointwise(STAGE_DIMS[3], use_bias=False, name="aspp", **common)(deep)
+      x = Norm(name="aspp_norm")(x, train=train)
+
+    gate_context = context if self.gate_context else None
+    if 0 in self.gate_stages:
+      x = BoundaryGate(name="encoder_gate", **common)(x, gate_context)
+    for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
+      gate = stage in self.gate_stages
+      decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
+      x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
+    logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
+    return ops.upsample2x(logits, self.form)
+
+
+def check_image_size(height: int, width: int) -> None:
+  """Refuses sides that the network cannot take.
+
+  Args:
+    height: in pixels.
+    width: in pixels.
+
+  Raises:
+    ValueError: if either is not a multiple of 32 from 64 up.
+  """
+  for side in (height, width):
+    if not isinstance(side, int) or side < 64 or side % 32:
+      raise ValueError(f"the network takes sides that are multiples of 32 from 64 up, not {side!r}")

@@ -1,0 +1,393 @@
+"""Speed of a recipe, measured side by side in one run and set against what the machine can do."""
+
+import contextlib
+import functools
+import json
+import logging
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.inference.networks import create_predict
+from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.modes.benchmark_loop import (
+  open_evaluation,
+  time_evaluation,
+  time_loop,
+  time_pipeline,
+  with_data_at_hand,
+)
+from medlitenet_jax.modes.describe import count_forward, count_parts
+from medlitenet_jax.pages.benchmark import page
+from medlitenet_jax.speed.cost import Cost, Machine, count_cost
+from medlitenet_jax.speed.timing import time_interleaved
+from medlitenet_jax.speed.trace import label_seconds, scope_of
+from medlitenet_jax.system import devices
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.state import DTYPES, create_state
+from medlitenet_jax.training.step import create_train_step
+
+logger = logging.getLogger(__name__)
+
+MATRIX_SIDE = 2048
+COPIED_FLOATS = 2**26
+TRACED_CALLS = 20
+
+
+class Task(NamedTuple):
+  """Something that is timed.
+
+  Attributes:
+    name: of the table.
+    image_size: pixels a side.
+    batch: photographs a call.
+    form: of the operations, see `medlitenet_jax.models.ops`.
+    call: does it once and returns what has to be waited for.
+    program: gives the text of what is compiled.
+    cost: what it must cost at least.
+    memory: bytes that the compiled program holds while it runs.
+    compile_seconds: to trace and compile it, with an empty cache.
+    cached_seconds: the same in a later process, with the persistent cache; None if not measured.
+  """
+
+  name: str
+  image_size: int
+  batch: int
+  form: str
+  call: Callable[[], Any]
+  program: Callable[[], str]
+  cost: Cost
+  memory: int
+  compile_seconds: float
+  cached_seconds: float | None
+
+  @property
+  def key(self) -> str:
+    """What tells it from the others."""
+    return f"{self.name} {self.image_size} {self.batch} {self.form}"
+
+
+def benchmark(
+  config: ConfigDict, output: Path, trained: tuple[ConfigDict, Path] | None = None
+) -> dict[str, Any]:
+  """Measures forward passes, the training step and loop and, of a trained run, its evaluation.
+
+  Args:
+    config: resolved; `config.benchmark` says at which sizes and how often.
+    output: folder that receives `benchmark.json`.
+    trained: configuration and folder of a run whose evaluation is timed, or None.
+
+  Returns:
+    What `benchmark.json` holds.
+
+  Raises:
+    InputError: if the run or its data cannot be used, the devices cannot share a batch, or the
+      configuration is that of an ensemble.
+  """
+  if config.ensemble.members:
+    raise InputError("config.ensemble.members: members are measured one by one")
+  devices.check_shares("train.batch_size", config.train.batch_size)
+  with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
+    # What cannot be read ends it here, not after minutes of timing.
+    short, data = with_data_at_hand(config, Path(scratch))
+    opened = open_evaluation(*trained) if trained else None
+    # Apart, for a plain training step of many seconds would let the caches of the others go cold.
+    forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
+    profile = _profile(config, first, forward, Path(scratch) / "trace")
+    step, _ = _measure(config, "training step", _train_tasks(config))
+    pipeline = time_pipeline(short)
+    loop = time_loop(short, Path(scratch))
+    evaluation = None
+    if trained and opened:
+      evaluation = time_evaluation(*trained, *opened, Path(scratch) / "eval")
+  size = config.benchmark.image_sizes[0]
+  result = {
+    "device": jax.devices()[0].device_kind,
+    "machine": platform.machine(),
+    "cores": devices.available_cores(),
+    "model": f"{config.model.name} {config.model.variant}",
+    "precision": config.precision,
+    "parts": [part.__dict__ for part in count_parts(config.model.to_dict(), size)],
+    "parts_image_size": size,
+    "groups": [forward, step],
+    "profile": profile,
+    "ratios": _ratios(forward["rows"]),
+    "data": data,
+    "pipeline": pipeline,
+    "loop": loop,
+    "evaluation": evaluation,
+    "peak_memory": _peak_memory(),
+  }
+  output.mkdir(parents=True, exist_ok=True)
+  path = output / "benchmark.json"
+  replace_file(path, json.dumps(result, indent=2) + "\n")
+  print(page(result))
+  print(f"Figures: {path}")
+  return result
+
+
+@contextlib.contextmanager
+def _empty_cache(folder: Path) -> Iterator[None]:
+  """Lets compiled programs go to an empty folder, and back to the user's cache in the end."""
+  usual = jax.config.values["jax_compilation_cache_dir"]
+
+  def use(path: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", path)
+    compilation_cache.reset_cache()  # which otherwise keeps the folder of its first use
+
+  use(str(folder))
+  try:
+    yield
+  finally:
+    use(usual)
+
+
+def _compile(function, *args, again: bool) -> tuple[Any, dict[str, Any]]:
+  """Compiles a jitted function; `again` as a later process would, from the persistent cache."""
+  seconds: list[float] = []
+  for _ in range(1 + again):
+    jax.clear_caches()
+    start = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    seconds.append(time.perf_counter() - start)
+  usage = compiled.memory_analysis()
+  return compiled, {
+    "program": compiled.as_text,
+    "memory": usage.argument_size_in_bytes
+    + usage.output_size_in_bytes
+    - usage.alias_size_in_bytes
+    + usage.temp_size_in_bytes,
+    "compile_seconds": seconds[0],
+    "cached_seconds": seconds[1] if again else None,
+  }
+
+
+def _forms(config: ConfigDict) -> tuple[str, ...]:
+  return ("platform", "library") if config.benchmark.compare_plain else ("platform",)
+
+
+def _model(config: ConfigDict, form: str):
+  return create_model({**config.model.to_dict(), "form": form}, DTYPES[config.precision])
+
+
+def _photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
+  rng = np.random.default_rng(config.seed)
+  return rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+
+
+def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
+  """One view at batch 1 and at the batch of training, six views at batch 1, at every size."""
+  model = _model(config, "library")
+  blank = jnp.zeros((1, 64, 64, 3), jnp.float32)
+  variables = jax.jit(fold_batch_norm)(jax.jit(model.init)(jax.random.key(config.seed), blank))
+  for size in config.benchmark.image_sizes:
+    for views, batch, form in (
+      *(("none", 1, form) for form in _forms(config)),
+      ("none", config.train.batch_size, "platform"),
+      ("six", 1, "platform"),
+    ):
+      image = _photographs(config, batch, size)
+      one = count_forward(config.model.to_dict(), DTYPES[config.precision], batch, size)
+      predict = create_predict([(_model(config, form), size)], tta=views)
+      args = ([variables], {size: image})
+      compiled, facts = _compile(predict, *args, again=form == "platform")
+      yield Task(
+        name="six views" if views == "six" else "forward",
+        image_size=size,
+        batch=batch,
+        form=form,
+        call=functools.partial(compiled, *args),
+        cost=Cost(*(6 * value for value in one)) if views == "six" else one,
+        **facts,
+      )
+
+
+def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, np.ndarray]:
+  """A batch in the form in which the training step takes it."""
+  image = _photographs(config, count, size)
+  mask = (image[..., :1] > 127).astype(np.uint8)
+  if config.data.augment_on != "device":
+    return {"image": image, "mask": mask}
+  policy, rng = AugmentPolicy(**config.augment), np.random.default_rng(config.seed)
+  views = [pack_view(rng, *pair, size, policy) for pair in zip(image, mask[..., 0], strict=True)]
+  return {name: np.stack([view[name] for view in views]) for name in views[0]}
+
+
+def _train_tasks(config: ConfigDict) -> Iterator[Task]:
+  """The training step at the first size, each form with a state of its own."""
+  size, count = config.benchmark.image_sizes[0], config.train.batch_size
+  batch = _train_batch(config, count, size)
+  tx, _ = create_run_optimizer(config.optim, total_steps=1000)
+
+  def start(form: str):
+    model = _model(config, form)
+    initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+    return create_train_step(config, model, tx), initialise
+
+  def calls(compiled, initialise) -> Iterator[Any]:
+    state = jax.jit(initialise)()
+    while True:
+      state, figures = compiled(state, batch)
+      yield figures
+
+  step, initialise = start("library")
+  whole = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch)
+  cost = Cost(*(value / jax.device_count() for value in whole))  # rates are those of one device
+  for form in _forms(config):
+    step, initialise = start(form)
+    args = (jax.eval_shape(initialise), batch)
+    compiled, facts = _compile(step, *args, again=form == "platform")
+    call = functools.partial(next, calls(compiled, initialise))
+    yield Task("training step", size, count, form, call, cost=cost, **facts)
+
+
+def _measure(
+  config: ConfigDict, title: str, tasks: Iterator[Task]
+) -> tuple[dict[str, Any], list[Task]]:
+  """Times tasks and, between them, the machine's own rates, which their floors follow from."""
+  logger.info("Compiling the %s.", title)
+  made = [*tqdm(tasks, unit="program", leave=False, dynamic_ncols=True)]
+  logger.info("Timing the %s.", title)
+  matrices = {
+    name: jnp.ones((MATRIX_SIDE, MATRIX_SIDE), DTYPES[name])
+    for name in {"float32", config.precision}
+  }
+  products = {
+    f"product {name}": functools.partial(
+      jax.jit(jnp.matmul).lower(matrix, matrix).compile(), matrix, matrix
+    )
+    for name, matrix in matrices.items()
+  }
+  floats = jnp.zeros(COPIED_FLOATS, jnp.float32)
+  add_one = jax.jit(lambda x: x + 1, donate_argnums=0).lower(floats).compile()
+
+  def copy():
+    nonlocal floats
+    floats = add_one(floats)
+    return floats
+
+  calls = {**products, "copy": copy, **{task.key: task.call for task in made}}
+  seconds = time_interleaved(calls, config.benchmark.rounds)
+  flops = 2 * MATRIX_SIDE**3
+  machine = Machine(
+    flops / seconds[f"product {config.precision}"], 2 * 4 * COPIED_FLOATS / seconds["copy"]
+  )
+  rows = []
+  for task in made:
+    if task.form == "platform":
+      plain = seconds.get(task._replace(form="library").key)
+      rows.append(_row(task, seconds[task.key], plain, machine))
+  group = {
+    "title": title,
+    "float32_matmul_gflops": flops / seconds["product float32"] / 1e9,
+    "matmul_gflops": machine.flops_per_second / 1e9,
+    "copy_gb_per_second": machine.bytes_per_second / 1e9,
+    "rows": rows,
+  }
+  return group, made
+
+
+def _row(task: Task, seconds: float, plain: float | None, machine: Machine) -> dict[str, Any]:
+  floor = machine.floor(task.cost)
+  return {
+    "task": task.name,
+    "image_size": task.image_size,
+    "batch": task.batch,
+    "ms": 1e3 * seconds,
+    "images_per_second": task.batch / seconds,
+    "gflop": task.cost.flops / 1e9,
+    "gb_moved": task.cost.bytes / 1e9,
+    "floor_ms": 1e3 * floor,
+    "floor_share": floor / seconds,
+    "matmul_rate_share": task.cost.flops / machine.flops_per_second / seconds,
+    "plain_ms": None if plain is None else 1e3 * plain,
+    "times_plain": None if plain is None else plain / seconds,
+    "memory_bytes": task.memory,
+    "compile_seconds": task.compile_seconds,
+    "cached_compile_seconds": task.cached_seconds,
+  }
+
+
+def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path) -> dict[str, Any]:
+  """Tells apart, for each part of a forward pass, its products and everything else.
+
+  What the trace says of parts is scaled to the time that was measured without one.
+  """
+
+  def label(op_name: str) -> str:
+    product = op_name.endswith(("/dot_general", "/conv_general_dilated"))
+    return f"{scope_of(op_name)} {'products' if product else 'rest'}"
+
+  jax.block_until_ready(task.call())
+  with jax.profiler.trace(str(folder)):
+    for _ in range(TRACED_CALLS):
+      jax.block_until_ready(task.call())
+  seconds = label_seconds(folder, task.program(), label)
+  row = next(r for r in group["rows"] if (r["task"], r["batch"]) == (task.name, task.batch))
+  scale = row["ms"] / (sum(seconds.values()) or 1)
+  flops: dict[str, float] = defaultdict(float)
+  for part in count_parts(config.model.to_dict(), task.image_size):
+    flops[scope_of(part.name)] += part.flops
+  scopes = {name.rsplit(" ", 1)[0] for name in seconds} | flops.keys()
+  parts = []
+  for scope in sorted(scopes, key=lambda scope: -flops[scope]):
+    products, rest = (scale * seconds.get(f"{scope} {kind}", 0.0) for kind in ("products", "rest"))
+    parts.append(
+      {
+        "part": scope,
+        "mflop": flops[scope] / 1e6,
+        "products_ms": products,
+        "rest_ms": rest,
+        "at_matmul_rate_ms": flops[scope] / group["matmul_gflops"] / 1e6,
+      }
+    )
+  return {"image_size": task.image_size, "ms": row["ms"], "parts": parts}
+
+
+def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """How the forward pass grows with pixels, with photographs and with views."""
+  ms = {(row["task"], row["image_size"], row["batch"]): row["ms"] for row in rows}
+  small, *larger = sorted({row["image_size"] for row in rows})
+  batch = max(row["batch"] for row in rows)
+  found = [
+    (
+      f"{large}x{large} over {small}x{small}, batch {n}",
+      ("forward", large, n),
+      ("forward", small, n),
+    )
+    for large in larger
+    for n in (1, batch)
+  ]
+  found += [
+    (f"batch {batch} over 1, {small}x{small}", ("forward", small, batch), ("forward", small, 1)),
+    (f"six views over one, {small}x{small}", ("six views", small, 1), ("forward", small, 1)),
+  ]
+  return [{"what": what, "times": ms[above] / ms[below]} for what, above, below in found]
+
+
+def _peak_memory() -> dict[str, int | None]:
+  """Bytes that the process and the device have held at most, the plain form's included."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  stats = jax.devices()[0].memory_stats() or {}
+  return {
+    "host_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "device_bytes": stats.get("peak_bytes_in_use"),
+  }

@@ -1,0 +1,275 @@
+"""Evaluation: masks at the photograph's own size, scored case by case under a stated protocol."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from medlitenet_jax import config as config_lib
+from medlitenet_jax.data.images.image_files import read_grey, read_mask, write_grey, write_mask
+from medlitenet_jax.data.images.preprocess import Preprocessing
+from medlitenet_jax.data.images.resize import resize_image
+from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
+from medlitenet_jax.inference.ensemble import Maps
+from medlitenet_jax.inference.networks import (
+  Network,
+  compile_networks,
+  load_networks,
+  precision_of,
+  predict_cases,
+)
+from medlitenet_jax.inference.threshold import choose_threshold
+from medlitenet_jax.pages.evaluation import PageCase, write_page
+from medlitenet_jax.pages.figures import draw_failures, draw_grid
+from medlitenet_jax.scores import metrics
+from medlitenet_jax.scores.case_scores import CaseScore, score_case, summarise_scores
+from medlitenet_jax.scores.statistics import Calibration
+from medlitenet_jax.system import devices, tables
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.training.checkpoint import whole_steps
+
+logger = logging.getLogger(__name__)
+
+SUMMARY_FILE, CASES_FILE = "summary.json", "cases.csv"
+MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER = "masks", "uncertainty", "disagreement"
+GRID_ROWS = 8
+PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
+
+
+def evaluate(
+  config: ConfigDict, workdir: Path, command: str, weights: Path | None = None
+) -> dict[str, Any]:
+  """Scores a run's checkpoint, or an ensemble of runs, on a split.
+
+  Args:
+    config: resolved; of the run as its workdir has it, with the evaluation's own fields as wanted,
+      or of an ensemble.
+    workdir: folder of the run or ensemble; `eval/SPLIT/` in it receives masks, tables, pictures
+      and `tables.html`, and is replaced once everything is written.
+    command: that asked for it, for the protocol.
+    weights: a weights file that is scored in place of the run's checkpoint.
+
+  Returns:
+    The summary, as `summary.json` holds it.
+
+  Raises:
+    InputError: if the checkpoint or the data cannot be used, if a weights file would be scored in
+      the folder of a run, or if the members of an ensemble were trained on or selected by a case
+      that is scored.
+  """
+  if weights is not None and whole_steps(workdir):
+    raise InputError(
+      f"{workdir}: holds a run, and the scores of {weights} would replace its own; choose another "
+      "--workdir"
+    )
+  split = config.eval.split
+  source = create_source(config.data, split, config.seed)
+  networks = load_networks(config, workdir, weights)
+  seen = _seen_cases(networks, source.case_ids, split)
+  predict = compile_networks(networks, config.eval.tta)
+  threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
+
+  final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
+  devices.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+  sizes = [network.image_size for network in networks]
+  rows, stages, calibration = score_cases(predict, source, sizes, config, threshold, folder)
+
+  summary = {
+    **summarise_scores(rows, stages, calibration, max(sizes), config.eval.review_below),
+    "protocol": _protocol(config, source, networks, seen, threshold, command),
+  }
+
+  def finish() -> None:
+    tables.write_csv(folder / CASES_FILE, rows)
+    # Of a weights file no training is at hand; the folder's own would be another network's.
+    curves = tables.read_metrics(workdir) if weights is None else []
+    _draw(folder, summary, rows, source, curves)
+    replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    config_lib.save(config, folder)
+    if config.ensemble.members:
+      config_lib.save(config, workdir)
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    print(tables.table(*_summary_table(summary)))
+    logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
+
+  devices.on_first(finish)
+  return summary
+
+
+def score_cases(
+  predict: Callable[[Mapping[int, Any]], Maps],
+  source: Source,
+  image_sizes: Sequence[int],
+  config: ConfigDict,
+  threshold: float,
+  folder: Path,
+) -> tuple[list[dict[str, Any]], list[Any], Calibration]:
+  """Runs networks over a source, and scores and writes each case while the next are computed.
+
+  Each of several processes does so for its own cases, in one folder.
+
+  Args:
+    predict: images by size to Maps.
+    source: the cases.
+    image_sizes: that the networks see.
+    config: resolved; `eval` and `data` are used.
+    threshold: probability from which a pixel is lesion.
+    folder: receives masks and maps.
+
+  Returns:
+    rows: one a case, as `cases.csv` holds it.
+    stages: counts after each step of the clean-up, one a case.
+    calibration: over all pixels.
+  """
+
+  def make_folders() -> None:
+    for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
+      (folder / name).mkdir(parents=True)
+
+  devices.on_first(make_folders)
+  own = Calibration()
+  found = []
+  cases = predict_cases(predict, source, image_sizes, config)
+  for case, probs, disagreement in tqdm(
+    cases,
+    total=len(source),
+    unit="case",
+    desc="evaluate",
+    dynamic_ncols=True,
+    disable=not devices.is_first(),
+  ):
+    scored = score_case(case, probs, disagreement, config.eval, threshold, own)
+    _write_case(folder, scored)
+    found.append((case.index, (scored.row, scored.stages)))
+  rows, stages = zip(*devices.gather_cases(found), strict=True)
+  calibration = Calibration()
+  for sums in devices.gather(own.sums()):
+    calibration.add_sums(sums)
+  return list(rows), list(stages), calibration
+
+
+def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:
+  """Counts the cases that a network has seen; an ensemble that has seen any is refused."""
+  scored = set(case_ids)
+  seen = {}
+  for use, name in (("trained on", "train"), ("selected by", "val")):
+    count = len(scored & {case_id for network in networks for case_id in network.seen[name]})
+    if count and len(networks) > 1:
+      raise InputError(
+        f"config.eval.split={split}: the members of the ensemble were {use} {count} of its "
+        f"{len(scored)} cases, so its scores would say nothing; choose another split"
+      )
+    if count:
+      logger.warning(
+        "The network was %s %d of the %d cases that are scored.", use, count, len(scored)
+      )
+    seen[f"cases_{use.replace(' ', '_')}"] = count
+  return seen
+
+
+def _write_case(folder: Path, scored: CaseScore) -> None:
+  case_id = scored.row["case_id"]
+  write_mask(folder / MASK_FOLDER / f"{case_id}{MASK_SUFFIX}.png", scored.prediction)
+  write_grey(folder / UNCERTAINTY_FOLDER / f"{case_id}.png", scored.entropy)
+  # A standard deviation of probabilities is at most one half: white.
+  write_grey(folder / DISAGREEMENT_FOLDER / f"{case_id}.png", 2 * scored.disagreement)
+
+
+def _protocol(
+  config: ConfigDict,
+  source: Source,
+  networks: Sequence[Network],
+  seen: Mapping[str, int],
+  threshold: float,
+  command: str,
+) -> dict[str, Any]:
+  """How the scores came about: what two numbers must share to be compared."""
+  members = [{**network.origin, "weight": float(network.weight)} for network in networks]
+  single = members[0] if len(members) == 1 else None
+  return {
+    "split": config.eval.split,
+    "split_hash": split_hash(source.case_ids),
+    "data_source": config.data.source,
+    "scored_at": "each photograph's own size",
+    "aggregation": "per image, then mean and standard deviation over images",
+    "interval": "95 % percentile bootstrap over images",
+    "threshold": threshold,
+    "threshold_chosen_on": None if config.eval.threshold else "val, by mean Dice",
+    "hysteresis_low": config.eval.hysteresis_low,
+    "postprocessing": list(config.eval.postprocess),
+    "test_time_augmentation": config.eval.tta,
+    "preprocessing": Preprocessing(**config.preprocess).steps,
+    "network_size": max(network.image_size for network in networks),
+    "empty_masks": "a ratio with nothing in its denominator is 1",
+    "threshold_jaccard": f"IoU, or 0 under {metrics.JACCARD_THRESHOLD}",
+    "precision": precision_of(networks),
+    "model": single["model"] if single else "ensemble",
+    "variant": single["variant"] if single else ", ".join(m["variant"] for m in members),
+    "weights": "exponential moving average",
+    **seen,
+    "command": command,
+    **({"checkpoint": single} if single else {"members": members}),
+  }
+
+
+def _summary_table(summary):
+  columns = {**{name: summary[name] for name in metrics.SCORES}, **summary["boundary"]}
+
+  def number(value):
+    return "-" if value is None else f"{value:.4f}"
+
+  rows = [
+    (
+      name,
+      number(score["mean"]),
+      number(score["std"]),
+      " to ".join(map(number, score["ci95"])) if score["ci95"] else "-",
+    )
+    for name, score in columns.items()
+  ]
+  return ("score", "mean", "std", "95 % interval of the mean"), rows
+
+
+def _draw(folder: Path, summary, rows, source: Source, curves) -> None:
+  """Draws the pictures of an evaluation and its page."""
+  place = {row["case_id"]: i for i, row in enumerate(rows)}
+
+  def page_case(row) -> PageCase:
+    case = source[place[row["case_id"]]]
+    prediction = read_mask(folder / MASK_FOLDER / f"{case.case_id}{MASK_SUFFIX}.png")
+    entropy = read_grey(folder / UNCERTAINTY_FOLDER / f"{case.case_id}.png")
+    image = resize_image(case.image, *case.mask.shape)  # a prepared set keeps it smaller
+    return PageCase(row, image, case.mask, prediction, entropy)
+
+  ranked = sorted(rows, key=lambda row: -row["dice"])
+  spread = np.linspace(0, len(ranked) - 1, min(GRID_ROWS, len(ranked))).round().astype(int)
+  draw_grid([page_case(ranked[i]) for i in np.unique(spread)], folder / "figures" / "grid.png")
+  failures = [page_case(row) for row in _boundary_failures(rows)]
+  draw_failures(failures, folder / "figures" / "failures.png")
+
+  middle = max(0, len(ranked) // 2 - PAGE_CASES["Median"] // 2)
+  chosen = {
+    "Best": ranked[: PAGE_CASES["Best"]],
+    "Median": ranked[middle : middle + PAGE_CASES["Median"]],
+    "Worst": ranked[::-1][: PAGE_CASES["Worst"]],
+    "To be looked at": [rows[place[case_id]] for case_id in summary["confidence"]["review"]],
+  }
+  groups = {
+    title: [page_case(row) for row in cases[: PAGE_CASES[title]]] for title, cases in chosen.items()
+  }
+  write_page(folder / "report.html", summary, rows, groups, curves)
+
+
+def _boundary_failures(rows, count: int = 6):
+  """Cases of the lower half of contrast whose predicted border lies farthest off, worst first."""
+  known = [r for r in rows if np.isfinite(r["contrast"]) and np.isfinite(r["hd95"])]
+  blurred = sorted(known, key=lambda row: row["contrast"])[: max(1, (len(known) + 1) // 2)]
+  return sorted(blurred, key=lambda r: -r["hd95"] / np.hypot(r["height"], r["width"]))[:count]

@@ -1,0 +1,106 @@
+"""Cases on a page: photographs with both outlines, uncertainty and scores, group by group."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+
+from medlitenet_jax.data.images.resize import resize_image, resize_mask
+from medlitenet_jax.pages.figures import PREDICTION_COLOR, TRUTH_COLOR, outlined
+from medlitenet_jax.pages.html import EMPTY, Html, join, number, picture, picture_size, tag
+
+UNCERTAINTY_COLORS = "magma"
+
+
+class PageCase(NamedTuple):
+  """A case as the page shows it.
+
+  Attributes:
+    row: of `cases.csv`.
+    image: [H, W, 3] uint8 photograph.
+    truth: [H, W] uint8, 0 or 1.
+    prediction: [H, W] uint8, 0 or 1.
+    uncertainty: [S, S] float32 entropy in bits, 0 to 1, squashed as the network saw it; or None.
+  """
+
+  row: Mapping[str, Any]
+  image: np.ndarray
+  truth: np.ndarray
+  prediction: np.ndarray
+  uncertainty: np.ndarray | None
+
+
+def case_groups(groups: Mapping[str, Sequence[PageCase]]) -> tuple[Html, dict[str, str]]:
+  """Shows cases under the titles of their groups.
+
+  Args:
+    groups: cases by title; the same case may be in several.
+
+  Returns:
+    html: the key to the colours and the groups.
+    anchors: the id in the page of each case shown, by its name.
+  """
+  anchors: dict[str, str] = {}
+  parts = [_key()]
+  for title, cases in groups.items():
+    figures = []
+    for case in cases:
+      name = str(case.row["case_id"])
+      place = {} if name in anchors else {"id": f"case-{len(anchors) + 1}"}
+      anchors.update({name: place["id"]} if place else {})
+      figures.append(tag("figure", _case(case), **place))
+    content = tag("div", *figures, class_="cases") if figures else tag("p", "None.")
+    parts += [tag("h3", title), content]
+  return join(*parts), anchors
+
+
+def case_names(case_ids: Iterable[Any], anchors: Mapping[str, str]) -> Html:
+  """Lists names of cases, in their order.
+
+  Args:
+    case_ids: the names.
+    anchors: of `case_groups`; cases that the page shows become links to them.
+
+  Returns:
+    The list.
+  """
+  items = (
+    tag("li", tag("a", name, href=f"#{anchors[name]}") if name in anchors else name)
+    for name in map(str, case_ids)
+  )
+  return tag("ol", *items, class_="ids")
+
+
+def _case(case: PageCase) -> Html:
+  name, row = str(case.row["case_id"]), case.row
+  # Shrunk before the outlines are drawn, which keeps them sharp.
+  height, width = picture_size(*case.truth.shape)
+  image = resize_image(case.image, height, width)
+  for mask, color in ((case.truth, TRUTH_COLOR), (case.prediction, PREDICTION_COLOR)):
+    image = outlined(image, resize_mask(mask, height, width), color)
+  pictures = [picture(image, f"{name} with the outlines of truth and prediction")]
+  if case.uncertainty is not None:
+    colors = resize_image(_colored(case.uncertainty), height, width)
+    pictures.append(picture(colors, f"Uncertainty of the network on {name}"))
+  hd95 = number(row["hd95"], 1)
+  unit = "" if hd95 == EMPTY else " px"
+  scores = f"Dice {number(row['dice'])}, IoU {number(row['iou'])}, HD95 {hd95}{unit}"
+  caption = tag("figcaption", tag("strong", name), Html("<br>"), scores)
+  return join(tag("div", *pictures, class_="pair"), caption)
+
+
+def _colored(uncertainty: np.ndarray) -> np.ndarray:
+  colors = matplotlib.colormaps[UNCERTAINTY_COLORS](uncertainty, bytes=True)
+  return np.ascontiguousarray(colors[..., :3])
+
+
+def _key() -> Html:
+  outlines = (
+    tag("span", tag("i", style=f"background: rgb{color}"), name)
+    for name, color in (("truth", TRUTH_COLOR), ("prediction", PREDICTION_COLOR))
+  )
+  scale = _colored(np.tile(np.linspace(0, 1, 224, dtype=np.float32), (16, 1)))
+  return tag(
+    "p", *outlines, tag("span", "uncertainty: 0", picture(scale, ""), "1 bit"), class_="key"
+  )

@@ -1,0 +1,1 @@
+"""What computations cost at least and what they take."""

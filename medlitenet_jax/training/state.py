@@ -1,0 +1,116 @@
+"""Everything that training changes, as one pytree, and the keys and dtypes that it starts from."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.training import dynamic_scale as dynamic_scale_lib
+
+from medlitenet_jax.system.errors import InputError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+class TrainState(struct.PyTreeNode):
+  """What a checkpoint holds of the model and its optimizer.
+
+  Attributes:
+    micro_step: scalar int32, batches seen.
+    skipped: scalar int32, batches whose gradient was not finite and changed nothing.
+    params: parameters, float32.
+    batch_stats: running means and variances of BatchNorm, float32.
+    ema_params: exponential moving average of params over updates.
+    ema_batch_stats: the same of batch_stats, so that the averaged network is whole.
+    opt_state: of the optimizer, gradient accumulation included.
+    loss_scale: dynamic loss scale in float16, None in the wider dtypes, which need none.
+  """
+
+  micro_step: jax.Array
+  skipped: jax.Array
+  params: Any
+  batch_stats: Any
+  ema_params: Any
+  ema_batch_stats: Any
+  opt_state: Any
+  loss_scale: dynamic_scale_lib.DynamicScale | None
+
+  @property
+  def ema_variables(self) -> dict[str, Any]:
+    """The averaged network's variables, as `Module.apply` takes them."""
+    return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
+
+
+def stream_key(seed: int, stream: str) -> jax.Array:
+  """The key of one random stream of a run.
+
+  Keys are derived from the seed, the stream's name and, by the caller, the step, so there is no
+  key to save or to lose in a checkpoint.
+
+  Args:
+    seed: `config.seed`.
+    stream: a name such as "params" or "dropout".
+
+  Returns:
+    A typed scalar key.
+  """
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def create_state(model: nn.Module, tx: optax.MultiSteps, seed: int, precision: str) -> TrainState:
+  """Initialises a run.
+
+  Args:
+    model: maps [B, H, W, 3] images to logits.
+    tx: the optimizer.
+    seed: of the "params" stream.
+    precision: one of `DTYPES`.
+
+  Returns:
+    State before the first batch, the average equal to the parameters.
+  """
+  image = jnp.zeros((1, 64, 64, 3), jnp.float32)  # parameters do not depend on the size
+  variables = model.init(stream_key(seed, "params"), image)
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
+  return TrainState(
+    micro_step=jnp.zeros((), jnp.int32),
+    skipped=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    # Copies: the state is donated to the step, and one buffer cannot be given away twice.
+    ema_params=jax.tree.map(jnp.copy, params),
+    ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+    opt_state=tx.init(params),
+    loss_scale=_initial_loss_scale() if precision == "float16" else None,
+  )
+
+
+def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+  """Puts a trained network in place of the random one of a new run.
+
+  Args:
+    state: before the first batch.
+    variables: "params" and "batch_stats" of the same network.
+
+  Returns:
+    The state with them, also as its average.
+
+  Raises:
+    InputError: if they are of another network.
+  """
+  own = {"params": state.params, "batch_stats": state.batch_stats}
+  if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, dict(variables)):
+    raise InputError(
+      "config.train.start_from: those weights are of another network than config.model describes"
+    )
+  first, second = (jax.tree.map(jnp.array, dict(variables)) for _ in range(2))
+  return state.replace(**first, ema_params=second["params"], ema_batch_stats=second["batch_stats"])
+
+
+def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:
+  """2**16, in typed arrays: Python's numbers would have the step compiled a second time."""
+  return dynamic_scale_lib.DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2**16))

@@ -1,0 +1,96 @@
+"""Boundary map and gate against equations 6 to 9, written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap, laplacian_init
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def interpolation(size, larger):
+  """Weights [larger, size] of linear interpolation between pixel centres, held at the frame."""
+  centres = np.clip((np.arange(larger) + 0.5) * size / larger - 0.5, 0, size - 1)
+  return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size)))
+
+
+def boundary_map(x, params):
+  """A 1x1 projection, then a 3x3 convolution of it with the frame repeated outwards."""
+  x = x @ params["project"]["kernel"][0, 0]
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+  kernel = params["laplacian"]["kernel"][:, :, 0, 0]
+  _, h, w, _ = x.shape
+  return sum(kernel[u, v] * padded[:, u : u + h, v : v + w] for u, v in np.ndindex(3, 3))
+
+
+def test_the_laplacian_adds_up_to_zero():
+  kernel = laplacian_init(None, (3, 3, 1, 4))
+  assert kernel.shape == (3, 3, 1, 4)
+  np.testing.assert_allclose(kernel.sum((0, 1)), 0, atol=1e-6)
+  np.testing.assert_allclose(np.abs(kernel).sum((0, 1)), 2, atol=1e-6)
+  np.testing.assert_allclose(kernel, np.transpose(kernel, (1, 0, 2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 4), (3, 3, 4, 4)])
+def test_the_laplacian_is_3x3_and_depthwise(shape):
+  with pytest.raises(ValueError, match=r"\(3, 3, 1, C\)"):
+    laplacian_init(None, shape)
+
+
+@pytest.mark.parametrize("form", ["platform", "library"])
+def test_a_constant_map_has_no_boundary_not_even_at_the_frame(form):
+  x = jnp.full((2, 5, 7, 3), 12.5)
+  response, _ = BoundaryMap(form=form).init_with_output(jax.random.key(0), x)
+  assert response.shape == (2, 5, 7, 1)
+  np.testing.assert_allclose(response, 0, atol=1e-5)
+
+
+def test_a_new_map_responds_on_both_sides_of_an_edge_and_nowhere_else():
+  x = np.zeros((1, 6, 8, 3), np.float32)
+  x[:, :, 4:] = 1
+  response, _ = BoundaryMap().init_with_output(jax.random.key(0), x)
+  np.testing.assert_allclose(response[0, :, 3, 0], -3 / 8, atol=1e-6)
+  np.testing.assert_allclose(response[0, :, 4, 0], 3 / 8, atol=1e-6)
+  np.testing.assert_allclose(np.delete(response, [3, 4], axis=2), 0, atol=1e-6)
+
+
+def test_map_is_equation_6(randomise):
+  x = normal(2, 5, 4, 3)
+  layer = BoundaryMap()
+  variables = randomise(layer.init(jax.random.key(0), x))
+  expected = boundary_map(x, variables["params"])
+  np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [None, (4, 6), (2, 3), (1, 1)])
+def test_gate_is_equations_6_to_9(randomise, grid):
+  x = normal(2, 4, 6, 5)
+  context = None if grid is None else normal(2, *grid, 7, seed=1)
+  layer = BoundaryGate()
+  variables = randomise(layer.init(jax.random.key(0), x, context))
+  p = variables["params"]
+  assert ("context" in p) == (context is not None)
+  boundary = boundary_map(x, p["boundary"])
+  if context is not None:
+    projected = context @ p["context"]["kernel"][0, 0] + p["context"]["bias"]
+    rows, columns = interpolation(grid[0], 4), interpolation(grid[1], 6)
+    boundary = boundary + np.einsum("ih,jw,bhwc->bijc", rows, columns, projected)
+  stacked = np.concatenate([x, boundary], axis=-1)
+  gate = 1 / (1 + np.exp(-(stacked @ p["gate"]["kernel"][0, 0] + p["gate"]["bias"])))
+  assert gate.shape == (2, 4, 6, 1)
+  np.testing.assert_allclose(layer.apply(variables, x, context), x * (1 + gate), rtol=1e-4)
+
+
+def test_the_gate_only_amplifies_and_at_most_doubles(randomise):
+  x = 3 * normal(2, 6, 6, 4)
+  layer = BoundaryGate()
+  variables = randomise(layer.init(jax.random.key(0), x), seed=3)
+  factor = np.asarray(layer.apply(variables, x)) / x
+  assert factor.min() > 1 and factor.max() < 2
+  np.testing.assert_allclose(
+    factor, factor[..., :1] * np.ones(4), rtol=1e-4
+  )  # one for all channels

@@ -1,0 +1,184 @@
+"""The programs that a GPU would be given, lowered for CUDA here and read without one."""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import resolved
+
+from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.inference.networks import create_predict
+from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.state import DTYPES, create_state
+from medlitenet_jax.training.step import create_train_step
+
+PRODUCTS = ("stablehlo.convolution", "stablehlo.dot_general")
+HALF = {"bfloat16": "bf16", "float16": "f16"}
+SIZE, BATCH = 64, 2
+
+
+class Operation(NamedTuple):
+  """Name, element types of operands and results, the scope that it was traced in, and more.
+
+  `shrinks` says whether the first result has fewer elements than the first operand, and
+  `precision` what a product asks for.
+  """
+
+  name: str
+  operands: list[str]
+  results: list[str]
+  scope: str
+  shrinks: bool
+  precision: str
+
+
+def element_type(value) -> str:
+  return str(value.type.element_type) if hasattr(value.type, "element_type") else str(value.type)
+
+
+def number_of_elements(value) -> int:
+  return math.prod(value.type.shape) if hasattr(value.type, "shape") else 0
+
+
+@functools.cache
+def operations(lowered) -> list[Operation]:
+  """Every operation of a lowered program, those inside others included."""
+  found: list[Operation] = []
+
+  def visit(blocks):
+    for block in blocks:
+      for operation in block.operations:
+        operation = operation.operation
+        operands = [element_type(v) for v in operation.operands]
+        results = [element_type(v) for v in operation.results]
+        shrinks = bool(operands and results) and (
+          number_of_elements(operation.operands[0]) > number_of_elements(operation.results[0])
+        )
+        scope, attributes = str(operation.location), operation.attributes
+        asked = str(attributes["precision_config"]) if "precision_config" in attributes else ""
+        found.append(Operation(operation.name, operands, results, scope, shrinks, asked))
+        for region in operation.regions:
+          visit(region.blocks)
+
+  visit([lowered.compiler_ir("stablehlo").body])
+  return found
+
+
+def photographs():
+  return jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8)
+
+
+@functools.cache
+def train_program(precision):
+  """The lowered step of the reduced network, and the shapes of its state."""
+  config = resolved(precision=precision, **{"data.augment_on": "device"})
+  model = create_model(config.model.to_dict(), DTYPES[precision])
+  tx, _ = create_run_optimizer(config.optim, total_steps=100)
+  state = jax.eval_shape(functools.partial(create_state, model, tx, 0, precision))
+  policy = AugmentPolicy(**config.augment)
+  blank = np.zeros((SIZE, SIZE), np.uint8)
+  packed = pack_view(np.random.default_rng(0), np.dstack([blank] * 3), blank, SIZE, policy)
+  batch = {n: jax.ShapeDtypeStruct((BATCH, *a.shape), a.dtype) for n, a in packed.items()}
+  traced = create_train_step(config, model, tx).trace(state, batch)
+  return traced.lower(lowering_platforms=("cuda",)), state
+
+
+@functools.cache
+def forward_program(precision):
+  config = resolved(precision=precision)
+  model = create_model(config.model.to_dict(), DTYPES[precision])
+  blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+  variables = jax.eval_shape(
+    lambda key, image: fold_batch_norm(model.init(key, image)), jax.random.key(0), blank
+  )
+  predict = create_predict([(model, SIZE)], tta="six")
+  traced = predict.trace([variables], {SIZE: photographs()})
+  return traced.lower(lowering_platforms=("cuda",))
+
+
+def programs(precision):
+  return {"train": train_program(precision)[0], "forward": forward_program(precision)}
+
+
+@pytest.mark.parametrize("program", ["train", "forward"])
+@pytest.mark.parametrize("precision", HALF)
+def test_every_product_takes_half_precision_operands(precision, program):
+  found = operations(programs(precision)[program])
+  # Half precision could not tell the places of a photograph's pixels apart.
+  products = [o for o in found if o.name in PRODUCTS and not re.search(r"\baugment\b", o.scope)]
+  assert {o.name for o in products} == set(PRODUCTS)
+  assert len(products) > (60 if program == "train" else 30)
+  for product in products:
+    assert set(product.operands) == {HALF[precision]}, product
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_no_product_of_the_augmentation_may_be_rounded_to_tf32(precision):
+  found = operations(train_program(precision)[0])
+  products = [o for o in found if o.name in PRODUCTS and re.search(r"\baugment\b", o.scope)]
+  assert len(products) > 3
+  for product in products:
+    assert "HIGHEST" in product.precision and "DEFAULT" not in product.precision, product
+
+
+@pytest.mark.parametrize("program", ["train", "forward"])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_nothing_is_float64_and_nothing_calls_the_host(precision, program):
+  lowered = programs(precision)[program]
+  types = {kind for o in operations(lowered) for kind in (*o.operands, *o.results)}
+  assert "f32" in types and "f64" not in types
+  text = lowered.as_text()
+  assert not re.search("callback|infeed|outfeed|stablehlo.send|stablehlo.recv", text)
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_loss_norms_and_all_sums_are_float32(precision):
+  """A sum over thousands of pixels has nothing right about it in half precision."""
+  half = HALF[precision]
+  found = operations(train_program(precision)[0])
+  computing = [o for o in found if o.results and o.name != "stablehlo.convert"]
+  for scope in (r"\bloss\b", r"\boptimizer\b"):
+    inside = [o for o in computing if re.search(scope, o.scope)]
+    assert inside and not any(half in (*o.operands, *o.results) for o in inside), scope
+  sums = [o for o in found if o.name == "stablehlo.reduce" and o.shrinks]
+  norms = [o for o in sums if re.search(r"norm\b", o.scope)]
+  assert len(norms) > 40
+  assert not [o for o in sums if half in o.operands]
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_the_state_is_given_away(precision):
+  """Every one of its arrays, so that parameters and optimizer are never held twice."""
+  lowered, state = train_program(precision)
+  given, kept = (
+    [info.donated for info in jax.tree.leaves(argument)] for argument in lowered.args_info[0]
+  )
+  count = len(jax.tree.leaves(state))
+  assert given == [True] * count and len(kept) > 2 and not any(kept)
+  assert len(re.findall(r"tf.aliasing_output|jax.buffer_donor", lowered.as_text())) == count
+
+
+def test_the_gpu_runs_the_librarys_convolutions_and_the_cpu_none_of_the_depthwise():
+  """The other form of each operation leaves no trace in a platform's program."""
+  config = resolved()
+  model = create_model(config.model.to_dict(), jnp.float32)
+  blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), blank)
+  traced = create_predict([(model, SIZE)]).trace([variables], {SIZE: photographs()})
+  text = {
+    platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "cpu")
+  }
+  grouped = {
+    platform: [int(n) for n in re.findall(r"feature_group_count = (\d+)", program)]
+    for platform, program in text.items()
+  }
+  assert sum(n > 1 for n in grouped["cuda"]) > 10
+  assert not any(n > 1 for n in grouped["cpu"])

@@ -1,0 +1,68 @@
+"""The table of parts and the picture drawn from it."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from medlitenet_jax.config import resolve
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.modes.describe import count_parts, describe, draw_architecture
+
+
+def fields(**changes):
+  config = base.get_config()
+  for name, value in changes.items():
+    config.model[name] = value
+  return resolve(config, "cpu").model.to_dict()
+
+
+@pytest.fixture(scope="module")
+def parts():
+  return count_parts(fields(), 64)
+
+
+def test_parts_hold_every_parameter_once(parts):
+  model = create_model(fields(), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  assert sum(p.params for p in parts) == sum(x.size for x in jax.tree.leaves(shapes["params"]))
+  assert len({p.name for p in parts}) == len(parts)
+
+
+def test_parts_stand_in_the_order_they_run_with_the_shapes_they_give(parts):
+  shapes = {p.name: p.shape for p in parts}
+  assert list(shapes)[:2] == ["encoder/stem", "encoder/stage1"] and list(shapes)[-1] == "head"
+  assert shapes["encoder/stem"] == (32, 32, 32)
+  assert shapes["encoder/stage4"] == (2, 2, 256)
+  assert shapes["decoder4"] == (32, 32, 32)
+
+
+def test_operations_follow_from_the_definition(parts):
+  flops = {p.name: p.flops for p in parts}
+  # A 1x1 convolution of 32 channels to one, in float32, with its bias.
+  assert flops["head"] == 32 * 32 * (2 * 32 + 1)
+  # The taps over the frame's edge are not counted, so a little less than the full sum.
+  stem = 32 * 32 * 2 * 27 * 32
+  assert 0.95 * stem < flops["encoder/stem"] < 1.2 * stem
+
+
+def test_operations_do_not_depend_on_the_form(parts):
+  other = count_parts(fields(form="library"), 64)
+  assert [p.flops for p in other] == [p.flops for p in parts]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixer": False}, {"aspp": False, "gate_stages": ()}])
+def test_picture_is_drawn_with_and_without_parts(tmp_path, changes):
+  path = tmp_path / "architecture.png"
+  draw_architecture(count_parts(fields(**changes), 64), "title", path)
+  assert cv2.imread(str(path)).std() > 1
+
+
+def test_describe_prints_the_total(tmp_path, capsys):
+  config = base.get_config()
+  config.eval.image_size = 64
+  describe(resolve(config, "cpu"), tmp_path)
+  total = sum(p.params for p in count_parts(fields(), 64))
+  assert f"{total:,}" in capsys.readouterr().out
+  assert (tmp_path / "architecture.png").exists()

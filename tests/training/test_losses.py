@@ -1,0 +1,159 @@
+"""Losses against NumPy in float64, at the masks and logits where formulas break."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medlitenet_jax.training.losses import bce_loss, boundary_band, dice_loss, segmentation_loss
+
+PLAIN = {
+  "bce_weight": 0.5,
+  "dice_weight": 0.5,
+  "dice_epsilon": 1.0,
+  "boundary_weight": 0.0,
+  "boundary_width": 3,
+}
+
+
+def cross_entropy(logits, mask, weight=None):
+  """Eq. 11 of each case; log(1 + e^z) is written so that it does not overflow."""
+  z, y = np.asarray(logits, np.float64), np.asarray(mask, np.float64)
+  weight = np.ones_like(z) if weight is None else np.asarray(weight, np.float64)
+  pixels = np.logaddexp(0, z) - z * y
+  return (pixels * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+def soft_dice(logits, mask, epsilon=1.0):
+  """Eq. 10 of each case."""
+  p, g = 1 / (1 + np.exp(-np.asarray(logits, np.float64))), np.asarray(mask, np.float64)
+  overlap, total = (p * g).sum((1, 2, 3)), p.sum((1, 2, 3)) + g.sum((1, 2, 3))
+  return 1 - (2 * overlap + epsilon) / (total + epsilon)
+
+
+def band(mask, width):
+  """Pixels in whose window, cut at the frame, both values occur."""
+  out = np.zeros(mask.shape, np.float32)
+  for b, i, j, _ in np.ndindex(mask.shape):
+    rows, columns = (slice(max(0, n - width), n + width + 1) for n in (i, j))
+    out[b, i, j] = len(np.unique(mask[b, rows, columns])) == 2
+  return out
+
+
+def cases():
+  """Logits and masks: random, empty, full, and logits of +-80 that are right and wrong."""
+  rng = np.random.default_rng(0)
+  mask = (rng.uniform(size=(6, 8, 9, 1)) < 0.4).astype(np.float32)
+  mask[1], mask[2] = 0, 1
+  logits = 3 * rng.normal(size=mask.shape).astype(np.float32)
+  logits[3], logits[4] = 160 * mask[3] - 80, 80 - 160 * mask[4]
+  logits[5], mask[5] = -80, 0
+  return logits, mask
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_losses_are_their_equations(dtype):
+  logits, mask = cases()
+  logits = jnp.asarray(logits, dtype)  # the reference sees the rounded ones
+  for mask_dtype in (np.float32, np.uint8, bool):
+    truth = jnp.asarray(mask.astype(mask_dtype))
+    bce, dice = bce_loss(logits, truth), dice_loss(logits, truth)
+    assert bce.dtype == dice.dtype == jnp.float32
+    assert bce.shape == dice.shape == (6,)
+    np.testing.assert_allclose(bce, cross_entropy(logits, mask), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dice, soft_dice(logits, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_losses_at_certain_predictions():
+  logits, mask = cases()
+  bce, dice = bce_loss(logits, mask), dice_loss(logits, mask)
+  for case, (entropy, overlap) in {3: (0, 0), 4: (80, 1), 5: (0, 0)}.items():
+    np.testing.assert_allclose(bce[case], entropy, atol=1e-5)
+    np.testing.assert_allclose(dice[case], overlap, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_gradients_stay_finite(dtype):
+  logits, mask = cases()
+  grad = jax.grad(lambda z: segmentation_loss(z, mask, **PLAIN)[0])(jnp.asarray(logits, dtype))
+  assert grad.dtype == dtype and np.all(np.isfinite(grad))
+  assert np.all(np.asarray(grad)[4][mask[4] == 0] > 0) and np.all(np.asarray(grad)[3] < 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_sums_over_more_pixels_than_float16_can_count(dtype):
+  mask = jnp.ones((1, 300, 300, 1), dtype)  # 90,000 pixels
+  assert dice_loss(80 * mask, mask)[0] == 0
+  assert bce_loss(80 * mask, mask)[0] < 1e-30
+  half = mask.at[:, :150].set(0)
+  np.testing.assert_allclose(dice_loss(80 * mask, half)[0], 1 - 90001 / 135001, rtol=1e-5)
+  np.testing.assert_allclose(bce_loss(80 * mask, half)[0], 40, rtol=1e-5)
+
+
+def test_dice_epsilon_is_in_pixels():
+  logits, mask = cases()
+  for epsilon in (1e-3, 1.0, 50.0):
+    np.testing.assert_allclose(
+      dice_loss(logits, mask, epsilon), soft_dice(logits, mask, epsilon), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3])
+def test_band_has_both_lesion_and_skin_nearby(width):
+  mask = np.zeros((5, 9, 11, 1), np.uint8)
+  mask[0, 3:6, 4:9] = 1
+  mask[1, :4, :5] = 1  # touches the frame, which is no border of the lesion
+  mask[2, 4, 4] = 1
+  mask[3] = 1
+  expected = band(mask, width)
+  got = boundary_band(jnp.asarray(mask), width)
+  assert got.dtype == jnp.float32
+  np.testing.assert_array_equal(got, expected)
+  assert not expected[3:].any() and expected[:3].any() == (width > 0)
+
+
+def test_weighted_cross_entropy_is_a_weighted_mean():
+  logits, mask = cases()
+  weight = np.random.default_rng(1).uniform(0.1, 3, mask.shape).astype(np.float32)
+  np.testing.assert_allclose(
+    bce_loss(logits, mask, weight), cross_entropy(logits, mask, weight), rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    bce_loss(logits, mask, 7 * np.ones_like(mask)), bce_loss(logits, mask), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("boundary_weight", [0.0, 2.0])
+def test_segmentation_loss_is_the_weighted_sum(boundary_weight):
+  logits, mask = cases()
+  fields = {**PLAIN, "bce_weight": 0.3, "dice_weight": 0.9, "boundary_weight": boundary_weight}
+  loss, parts = segmentation_loss(logits, mask, **fields)
+  bce = cross_entropy(logits, mask, 1 + boundary_weight * band(mask, 3)).mean()
+  dice = soft_dice(logits, mask).mean()
+  np.testing.assert_allclose(parts["bce"], bce, rtol=1e-5)
+  np.testing.assert_allclose(parts["dice_loss"], dice, rtol=1e-5)
+  np.testing.assert_allclose(loss, 0.3 * bce + 0.9 * dice, rtol=1e-5)
+  assert loss.shape == () and loss.dtype == jnp.float32
+
+
+def test_boundary_weight_stresses_mistakes_at_the_border():
+  mask = np.zeros((1, 32, 32, 1), np.float32)
+  mask[:, 8:24, 8:24] = 1
+  near, far = (20 * mask - 10 for _ in range(2))
+  near[0, 8, 8:24] *= -1  # the lesion's first row is missed
+  far[0, 0, 8:24] *= -1  # as many pixels of skin, at the frame
+  weighted = {**PLAIN, "boundary_weight": 2.0, "dice_weight": 0.0}
+  plain = {**weighted, "boundary_weight": 0.0}
+  np.testing.assert_allclose(
+    segmentation_loss(near, mask, **plain)[0], segmentation_loss(far, mask, **plain)[0], rtol=1e-5
+  )
+  assert (
+    segmentation_loss(near, mask, **weighted)[0] > 2 * segmentation_loss(far, mask, **weighted)[0]
+  )
+
+
+@pytest.mark.parametrize("loss", [bce_loss, dice_loss])
+@pytest.mark.parametrize("shapes", [((2, 4, 4, 1), (2, 4, 4)), ((4, 4, 1), (4, 4, 1))])
+def test_other_shapes_are_refused(loss, shapes):
+  with pytest.raises(ValueError, match="must be one"):
+    loss(*(jnp.zeros(shape) for shape in shapes))
