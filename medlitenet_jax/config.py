@@ -9,16 +9,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
 from medlitenet_jax.data.augment.on_device import ON_HOST, refuse_undrawable
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.models.medlitenet.network import check_image_size
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import resolve_model
 from medlitenet_jax.scores.masks import STEPS
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
-from medlitenet_jax.training.state import DTYPES
 
 CONFIG_FILE = "config.json"
 # Fields that a run may be resumed with other values of: they touch neither what is learned nor

@@ -3,7 +3,7 @@
 import cv2
 
 from configs.base import get_config
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 
 SIZE = 96

@@ -19,7 +19,7 @@ from medlitenet_jax.config import (
   resolve,
   with_later_fields,
 )
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.models.registry import MODELS
 from medlitenet_jax.system.errors import InputError
 

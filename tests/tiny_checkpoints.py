@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.base import get_config
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import SyntheticSource

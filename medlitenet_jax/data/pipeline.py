@@ -8,11 +8,12 @@ import cv2
 import grain
 import numpy as np
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy, augment
+from medlitenet_jax.data.augment.geometry import augment
 from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import Case, Photographs, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
-from medlitenet_jax.data.sources import Case, Photographs, Source
 
 # Each reader thread works on a case of its own; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)

@@ -4,16 +4,13 @@ A source is a sequence of cases, each read when it is asked for. `create_source`
 `config.data.source`; a new source is a class here and one line there.
 """
 
-import dataclasses
-import hashlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from medlitenet_jax.data.cases import Case, Source
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.splits import SPLITS
@@ -23,61 +20,6 @@ from medlitenet_jax.system.errors import InputError
 logger = logging.getLogger(__name__)
 
 SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # builders of data/official.py
-MASK_SUFFIX = "_segmentation"  # of the masks that are written, as the ISIC challenge takes them
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One photograph and its truth.
-
-  Attributes:
-    index: place of the case in its source.
-    case_id: name of the photograph without its ending.
-    image: [H, W, 3] uint8 RGB at its own size, or at the working size of a prepared set.
-    mask: [H, W] uint8, 0 or 1; of the size of `image` where it is learnt from, of the photograph's
-      own where it is scored by.
-  """
-
-  index: int
-  case_id: str
-  image: np.ndarray
-  mask: np.ndarray
-
-
-class Source(Protocol):
-  """A sequence of cases with their names known beforehand."""
-
-  @property
-  def case_ids(self) -> Sequence[str]:
-    """Names of the cases, in order."""
-
-  def __len__(self) -> int:
-    """Number of cases."""
-
-  def __getitem__(self, index: int) -> Case:
-    """Reads one case."""
-
-
-class Photographs(Protocol):
-  """A sequence of photographs without truth: anything with an `image`, [H, W, 3] uint8."""
-
-  def __len__(self) -> int:
-    """Number of photographs."""
-
-  def __getitem__(self, index: int) -> Any:
-    """Reads one photograph."""
-
-
-def split_hash(case_ids: Sequence[str]) -> str:
-  """Fingerprint of a split: equal for the same cases in whatever order.
-
-  Args:
-    case_ids: names of the cases.
-
-  Returns:
-    First 16 hexadecimal digits of the SHA-256 of the sorted names, one a line.
-  """
-  return hashlib.sha256("\n".join(sorted(case_ids)).encode()).hexdigest()[:16]
 
 
 class SyntheticSource:

@@ -28,10 +28,10 @@ from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
-from medlitenet_jax.training.state import DTYPES
 
 RELEASED = Path(__file__).parents[1] / "released"
 SUFFIX = ".safetensors"

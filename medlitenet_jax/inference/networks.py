@@ -14,20 +14,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
+from medlitenet_jax.data.cases import Photographs, Source, split_hash
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
-from medlitenet_jax.data.sources import Photographs, Source, split_hash
 from medlitenet_jax.formats.safetensors import SUFFIX, find_weights, is_released, read_weights
 from medlitenet_jax.inference.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.inference.tta import six_views
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, variable_shapes
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
 from medlitenet_jax.training.checkpoint import Checkpoints
-from medlitenet_jax.training.state import DTYPES
 from medlitenet_jax.training.workdir import read_cases
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.data.cases import split_hash
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.inference.networks import Network, predict_cases
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.scores.metrics import Confusion, scores_from_counts

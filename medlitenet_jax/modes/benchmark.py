@@ -21,10 +21,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
 from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.benchmark_loop import (
   open_evaluation,
@@ -33,16 +34,16 @@ from medlitenet_jax.modes.benchmark_loop import (
   time_pipeline,
   with_data_at_hand,
 )
-from medlitenet_jax.modes.describe import count_forward, count_parts
 from medlitenet_jax.pages.benchmark import page
 from medlitenet_jax.speed.cost import Cost, Machine, count_cost
+from medlitenet_jax.speed.parts import count_forward, count_parts
 from medlitenet_jax.speed.timing import time_interleaved
 from medlitenet_jax.speed.trace import label_seconds, scope_of
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 from medlitenet_jax.training.loop import create_run_optimizer
-from medlitenet_jax.training.state import DTYPES, create_state
+from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
 
 logger = logging.getLogger(__name__)

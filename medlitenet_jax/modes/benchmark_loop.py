@@ -15,18 +15,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy, augment
+from medlitenet_jax.data.augment.geometry import augment
 from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import MASK_SUFFIX, Source
 from medlitenet_jax.data.images.image_files import write_mask
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
-from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.inference.networks import Network, compile_networks, load_networks
 from medlitenet_jax.modes.evaluate import score_cases
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.speed.timing import time_interleaved
-from medlitenet_jax.system import devices, tables
+from medlitenet_jax.system import devices
+from medlitenet_jax.training import log
 from medlitenet_jax.training.loop import create_plan, create_train_batches, train
 
 logger = logging.getLogger(__name__)
@@ -136,7 +139,7 @@ def time_loop(short: ConfigDict, scratch: Path) -> dict[str, Any]:
   logger.info("Training for %d batches.", short.train.max_steps)
   train(short, scratch / "run")
   # The first line has the compilation in it.
-  last = [row for row in tables.read_metrics(scratch / "run") if row["split"] == "train"][-1]
+  last = [row for row in log.read_metrics(scratch / "run") if row["split"] == "train"][-1]
   return {
     "image_size": short.train.image_sizes[0],
     "batch": short.train.batch_size,

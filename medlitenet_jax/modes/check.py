@@ -14,14 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax.data.cases import Source
 from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, damage
 from medlitenet_jax.data.images.duplicates import Pair, near_duplicates, thumbnail
-from medlitenet_jax.data.sources import (
-  FolderSource,
-  Source,
-  create_source,
-  limited,
-)
+from medlitenet_jax.data.sources import FolderSource, create_source, limited
 from medlitenet_jax.data.splits import SPLITS
 from medlitenet_jax.pages import check as check_page
 from medlitenet_jax.pages.check import NEARLY_FULL, Reading

@@ -3,34 +3,39 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from medlitenet_jax import config as config_lib
+from medlitenet_jax.data.cases import MASK_SUFFIX, Source
 from medlitenet_jax.data.images.image_files import read_mask
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.modes.evaluate import CASES_FILE, MASK_FOLDER, SUMMARY_FILE
+from medlitenet_jax.pages.comparison import (
+  TESTED,
+  Evaluation,
+  _body,
+  _results_row,
+  _results_table,
+  _tests_table,
+)
 from medlitenet_jax.pages.figures import (
-  PREDICTION_COLOR,
-  TRUTH_COLOR,
   draw_run_curves,
   draw_side_by_side,
-  outlined,
 )
-from medlitenet_jax.pages.html import Html, html_table, join, page, picture, svg, tag
+from medlitenet_jax.pages.html import page
 from medlitenet_jax.scores.statistics import holm, paired_difference
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
+from medlitenet_jax.training import log
 
 logger = logging.getLogger(__name__)
 
-TESTED = ("dice", "iou", "threshold_jaccard", "hd95")
 LOWER_IS_BETTER = ("hd95",)
 SHOWN_CASES = 8
 # Of a protocol: what must be equal for a difference to be the networks' alone.
@@ -39,26 +44,6 @@ PROTOCOL = (
   *("postprocessing", "test_time_augmentation", "network_size", "precision"),
   *("preprocessing", "cases_trained_on", "cases_selected_by"),
 )
-
-
-class Evaluation(NamedTuple):
-  """One evaluation as its folder has it.
-
-  Attributes:
-    name: short, and not like another's.
-    folder: `eval/SPLIT` of a run.
-    summary: of `summary.json`.
-    cases: rows of `cases.csv` by case.
-  """
-
-  name: str
-  folder: Path
-  summary: dict[str, Any]
-  cases: dict[str, dict[str, str]]
-
-  def column(self, score: str) -> np.ndarray:
-    """[N] float64 scores of the cases in order of their names; nan where one is undefined."""
-    return np.array([float(self.cases[case_id][score]) for case_id in sorted(self.cases)])
 
 
 def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
@@ -97,7 +82,7 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
   markdown = tables.table(*_results_table(evaluations))
   replace_file(output / "results.md", markdown + "\n")
 
-  curves = {e.name: tables.read_metrics(e.folder.parent.parent) for e in evaluations}
+  curves = {e.name: log.read_metrics(e.folder.parent.parent) for e in evaluations}
   curves = {name: lines for name, lines in curves.items() if lines}
   if curves:
     draw_run_curves(curves, output / "figures" / "curves.png")
@@ -215,54 +200,6 @@ def _tests(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
   return tests
 
 
-def _results_table(evaluations: Sequence[Evaluation]):
-  """A row an evaluation, with its protocol and the command that made it."""
-  columns = ("evaluation", "Dice", "IoU", "threshold Jaccard", "HD95, px", "protocol", "command")
-  return columns, [_results_row(evaluation) for evaluation in evaluations]
-
-
-def _results_row(e: Evaluation) -> tuple[str, ...]:
-  def cell(score):
-    low, high = score["ci95"] or (float("nan"),) * 2
-    return f"{score['mean']:.3f} ± {score['std']:.3f} ({low:.3f} to {high:.3f})"
-
-  p, hd95 = e.summary["protocol"], e.summary["boundary"]["hd95"]
-  protocol = (
-    f"{p['split']} ({e.summary['cases']} cases, {p['split_hash']}), per image at "
-    f"{p['scored_at']}, network {p['network_size']} px, TTA {p['test_time_augmentation']}, "
-    f"threshold {p['threshold']:g}, clean-up {', '.join(p['postprocessing']) or 'none'}"
-  )
-  for use in ("trained on", "selected by"):
-    if count := p.get(f"cases_{use.replace(' ', '_')}"):
-      protocol += f"; the network was {use} {count} of the cases"
-  return (
-    *(e.name, cell(e.summary["dice"]), cell(e.summary["iou"])),
-    cell(e.summary["threshold_jaccard"]),
-    "-" if hd95["mean"] is None else f"{hd95['mean']:.1f}",
-    *(protocol, f"`{p['command']}`"),
-  )
-
-
-def _tests_table(tests: Sequence[Mapping[str, Any]]):
-  columns = (
-    *("score", "second - first", "mean difference", "95 % interval"),
-    *("p, Wilcoxon", "p, Holm", "better/equal/worse"),
-  )
-  rows = [
-    (
-      test["score"],
-      f"{test['second']} - {test['first']}",
-      f"{test['difference']:+.4f}",
-      "{:+.4f} to {:+.4f}".format(*test["ci95"]) if test["ci95"] else "-",
-      f"{test['p_value']:.2g}",
-      f"{test['p_value_holm']:.2g}",
-      f"{test['better']}/{test['equal']}/{test['worse']}",
-    )
-    for test in tests
-  ]
-  return columns, rows
-
-
 def _open_photographs(evaluation: Evaluation) -> Source | None:
   """The photographs that were scored; None, with a line in the log, where they are gone."""
   try:
@@ -292,69 +229,3 @@ def _pictures(evaluations: Sequence[Evaluation], source: Source) -> list[dict[st
     ]
     chosen.append({"case": case, "predictions": masks, "dice": dice[:, i].tolist()})
   return chosen
-
-
-def _body(evaluations, result, pictures) -> Html:
-  """The page between its title and its end."""
-  columns, rows = _results_table(evaluations)
-  scores = html_table(columns[:-2], [row[:-2] for row in rows])
-  protocols = [
-    tag("p", tag("strong", row[0]), ": ", row[-2], tag("br"), tag("code", row[-1].strip("`")))
-    for row in rows
-  ]
-  parts = [
-    tag("h1", "Comparison of evaluations"),
-    tag("h2", "Scores"),
-    scores,
-    tag("h2", "Protocols and commands"),
-    *protocols,
-  ]
-  differences = result["protocol_differences"]
-  if differences:
-    changed = [(name, *map(str, values)) for name, values in differences.items()]
-    parts += [
-      tag("h2", "Where the protocols differ"),
-      html_table(("field", *(e.name for e in evaluations)), changed),
-    ]
-  if result["tests"]:
-    note = (
-      "Each case is scored by both; the interval is a percentile bootstrap of the mean difference, "
-      "p the Wilcoxon signed-rank test's, adjusted for the number of tests by Holm's method."
-    )
-    parts += [
-      tag("h2", "Paired tests over cases"),
-      html_table(*_tests_table(result["tests"])),
-      tag("p", note),
-      tag("h2", "Dice case by case"),
-      tag("div", svg(_scatter(evaluations), "Dice of each case in two evaluations")),
-    ]
-  if pictures:
-    parts.append(tag("h2", "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"))
-    parts.append(tag("p", "Truth green, prediction yellow."))
-  for shown in pictures:
-    case = shown["case"]
-    truth = outlined(case.image, case.mask, TRUTH_COLOR)
-    views = [
-      tag(
-        "figure",
-        tag(
-          "div",
-          picture(outlined(truth, mask, PREDICTION_COLOR), f"{case.case_id}, {e.name}"),
-          class_="pair",
-        ),
-        tag("figcaption", f"{e.name}: Dice {dice:.3f}"),
-      )
-      for e, mask, dice in zip(evaluations, shown["predictions"], shown["dice"], strict=True)
-    ]
-    parts += [tag("h3", case.case_id), tag("div", *views, class_="cases")]
-  return join(*parts)
-
-
-def _scatter(evaluations: Sequence[Evaluation]) -> Figure:
-  others = evaluations[1:]
-  figure = Figure(figsize=(3.6 * len(others), 3.6), layout="constrained")
-  for axis, other in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):
-    axis.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    axis.scatter(evaluations[0].column("dice"), other.column("dice"), s=9, alpha=0.6)
-    axis.set(xlabel=f"Dice, {evaluations[0].name}", ylabel=f"Dice, {other.name}", aspect="equal")
-  return figure

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax import config as config_lib
+from medlitenet_jax.data.cases import MASK_SUFFIX, Source, split_hash
 from medlitenet_jax.data.images.image_files import read_grey, read_mask, write_grey, write_mask
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.data.sources import MASK_SUFFIX, Source, create_source, split_hash
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.inference.ensemble import Maps
 from medlitenet_jax.inference.networks import (
   Network,
@@ -33,6 +34,7 @@ from medlitenet_jax.scores.statistics import Calibration
 from medlitenet_jax.system import devices, tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.training import log
 from medlitenet_jax.training.checkpoint import whole_steps
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def evaluate(
   def finish() -> None:
     tables.write_csv(folder / CASES_FILE, rows)
     # Of a weights file no training is at hand; the folder's own would be another network's.
-    curves = tables.read_metrics(workdir) if weights is None else []
+    curves = log.read_metrics(workdir) if weights is None else []
     _draw(folder, summary, rows, source, curves)
     replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     config_lib.save(config, folder)

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax.data.cases import MASK_SUFFIX
 from medlitenet_jax.data.images.image_files import (
   IMAGE_SUFFIXES,
   decode_image,
@@ -25,8 +26,6 @@ from medlitenet_jax.data.images.image_files import (
   write_mask,
 )
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.data.sources import MASK_SUFFIX
-from medlitenet_jax.inference.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.inference.networks import (
   Network,
   compile_networks,
@@ -36,6 +35,7 @@ from medlitenet_jax.inference.networks import (
 )
 from medlitenet_jax.inference.threshold import read_threshold
 from medlitenet_jax.pages.figures import PREDICTION_COLOR, outlined
+from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 from medlitenet_jax.scores.masks import mask_stages
 from medlitenet_jax.scores.measure import measure_lesion
 from medlitenet_jax.system import tables

@@ -6,8 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.data.images.image_files import write_color, write_mask
-from medlitenet_jax.data.sources import SET_NAMES, create_source, split_hash
+from medlitenet_jax.data.sources import SET_NAMES, create_source
 from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError

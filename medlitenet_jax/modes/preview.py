@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy, augment, single_augmentations
+from medlitenet_jax.data.augment.geometry import augment, single_augmentations
+from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import Case, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing, find_hairs, reduced, shades_of_grey
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
-from medlitenet_jax.data.sources import Case, Source, create_source
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.pages.figures import draw_sheet
 
 CASES = 2

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from medlitenet_jax.data.cases import Source, split_hash
 from medlitenet_jax.data.folder import Problem
 from medlitenet_jax.data.images.duplicates import Pair
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
-from medlitenet_jax.data.sources import Source, split_hash
 from medlitenet_jax.system import tables
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from medlitenet_jax.data.cases import Case
 from medlitenet_jax.data.images.resize import resize_mask
-from medlitenet_jax.data.sources import Case
-from medlitenet_jax.inference.ensemble import entropy_bits, expected_dice
 from medlitenet_jax.scores import metrics
+from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 from medlitenet_jax.scores.difficulty import border_contrast, terciles
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD, mask_stages
 from medlitenet_jax.scores.statistics import Calibration, rank_correlation, summarise

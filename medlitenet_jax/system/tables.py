@@ -1,152 +1,19 @@
 """A run's figures on disk: JSON lines, TensorBoard events and tables."""
 
-import contextlib
 import csv
 import io
-import json
 import logging
-import math
-import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import named_errors, read_text, replace_file
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 # What makes a spreadsheet take a cell for a formula, and the mark that keeps it from doing so.
 FORMULA_STARTS, TEXT_MARK = ("=", "+", "-", "@", "\t", "\r"), "'"
-
-
-class MetricsLog:
-  """Appends a run's figures to `metrics.jsonl` and to TensorBoard's events."""
-
-  def __init__(self, workdir: Path, resume_step: int, *, validated: bool = True):
-    """Opens the log of a run.
-
-    Args:
-      workdir: folder of the run.
-      resume_step: batches seen so far; lines past that come from batches that will be seen again
-        and are dropped, as is a line that was cut off.
-      validated: whether the scores after that batch are known; if not, their line comes again.
-
-    Raises:
-      OSError: if the folder cannot be written.
-    """
-    self._path = workdir / METRICS_FILE
-    kept = [
-      row
-      for row in read_metrics(workdir)
-      if row["step"] < resume_step
-      or (row["step"] == resume_step and (validated or row["split"] != "val"))
-    ]
-    replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = self._path.open("a", buffering=1)
-    # Written by this thread: tensorboardX's own dies of a full disk and then blocks the loop. The
-    # process is in the name because two of them may start within a second.
-    self._events = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
-    start = SessionLog(status=SessionLog.START)
-    self._events.write_event(Event(step=resume_step + 1, session_log=start))
-
-  def write(
-    self,
-    *,
-    step: int,
-    epoch: float,
-    split: str,
-    figures: Mapping[str, float],
-    case_ids: Sequence[str] = (),
-  ) -> None:
-    """Adds a line.
-
-    Args:
-      step: batches seen.
-      epoch: the same in epochs.
-      split: that the figures are of; "skipped" for a batch that was.
-      figures: numbers by name; one that is not finite is written as null, for JSON has none.
-      case_ids: of a batch, where they matter.
-
-    Raises:
-      OSError: if the line cannot be written.
-    """
-    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "split": split, **finite}
-    if case_ids:
-      row["case_ids"] = list(case_ids)
-    with named_errors(self._path):
-      self._file.write(json.dumps(row) + "\n")
-      for name, value in figures.items():
-        summary = scalar(f"{split}/{name}", value)
-        self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
-      self._events.flush()
-
-  def close(self) -> None:
-    """Writes out what is buffered."""
-    with named_errors(self._path), contextlib.ExitStack() as stack:
-      stack.callback(self._events.close)
-      stack.callback(self._file.close)
-
-
-class NoLog:
-  """Stands for the log in processes that keep none."""
-
-  def write(self, **_) -> None:
-    """Does nothing."""
-
-  def close(self) -> None:
-    """Does nothing."""
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """Reads the whole lines of `metrics.jsonl` and counts the others in a warning.
-
-  Args:
-    workdir: folder of a run.
-
-  Returns:
-    A mapping a line, each with a whole number `step` and a text `split`; none without a file.
-
-  Raises:
-    InputError: if the file is no text.
-  """
-  path = workdir / METRICS_FILE
-  if not path.exists():
-    return []
-  try:
-    lines = read_text(path).splitlines()
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read ({error}); restore or remove it") from error
-  rows = [row for line in lines if (row := _metrics_row(line)) is not None]
-  if len(rows) < len(lines):  # cut off while it was written, or damaged since
-    logger.warning("%s: left out %d damaged lines", path, len(lines) - len(rows))
-  return rows
-
-
-def _metrics_row(line: str) -> dict[str, Any] | None:
-  """What a line says; None where it is not one that `MetricsLog` writes."""
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError):
-    return None
-  if not isinstance(row, dict) or not isinstance(row.get("split"), str):
-    return None
-  figures = [value for name, value in row.items() if name not in ("split", "case_ids")]
-  whole = type(row.get("step")) is int and all(_is_figure(value) for value in figures)
-  case_ids = row.get("case_ids", [])
-  whole = whole and isinstance(case_ids, list) and all(type(name) is str for name in case_ids)
-  return row if whole and _is_figure(row.get("epoch")) and row.get("epoch") is not None else None
-
-
-def _is_figure(value: Any) -> bool:
-  return value is None or type(value) in (int, float)
 
 
 def write_csv(

@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
-from medlitenet_jax.system.tables import METRICS_FILE, read_metrics
+from medlitenet_jax.training.log import METRICS_FILE, read_metrics
 from medlitenet_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -15,26 +15,28 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import Source
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
-from medlitenet_jax.data.sources import CachedCases, Source, create_source
+from medlitenet_jax.data.sources import CachedCases, create_source
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.networks import create_predict, predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.pages.figures import draw_curves
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import plain_scores
 from medlitenet_jax.speed.trace import profile_window
-from medlitenet_jax.system import devices, tables
+from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.stop import Stopped, StopRequest, stop_on_signals
-from medlitenet_jax.training import optim
+from medlitenet_jax.training import log, optim
 from medlitenet_jax.training.checkpoint import Checkpoints
 from medlitenet_jax.training.meter import Meter
 from medlitenet_jax.training.skipped import SkippedBatches
-from medlitenet_jax.training.state import DTYPES, TrainState, create_state, start_from
+from medlitenet_jax.training.state import TrainState, create_state, start_from
 from medlitenet_jax.training.step import create_train_step
 from medlitenet_jax.training.workdir import note_earlier_cases, open_workdir
 
@@ -303,9 +305,9 @@ class _Loop:
 
   def _open_log(self, validated: bool) -> contextlib.AbstractContextManager:
     if not devices.is_first():
-      return contextlib.closing(tables.NoLog())
+      return contextlib.closing(log.NoLog())
     return contextlib.closing(
-      tables.MetricsLog(self._workdir, resume_step=self._seen, validated=validated)
+      log.MetricsLog(self._workdir, resume_step=self._seen, validated=validated)
     )
 
   def _open_bar(self) -> tqdm:
@@ -360,7 +362,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     best_step = checkpoints.best_step
 
   def finish() -> None:
-    curves = draw_curves(tables.read_metrics(workdir), workdir)
+    curves = draw_curves(log.read_metrics(workdir), workdir)
     logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
 
   devices.on_first(finish)

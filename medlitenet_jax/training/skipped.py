@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from medlitenet_jax.system import devices
-from medlitenet_jax.system.tables import MetricsLog, NoLog
+from medlitenet_jax.training.log import MetricsLog, NoLog
 
 logger = logging.getLogger(__name__)
 

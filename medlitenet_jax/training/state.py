@@ -13,8 +13,6 @@ from flax.training import dynamic_scale as dynamic_scale_lib
 
 from medlitenet_jax.system.errors import InputError
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-
 
 class TrainState(struct.PyTreeNode):
   """What a checkpoint holds of the model and its optimizer.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
 from medlitenet_jax.data.augment.on_device import unpack_views
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.system import devices

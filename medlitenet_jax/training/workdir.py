@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.data.sources import Source
+from medlitenet_jax.data.cases import Source
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import TEMPORARY_SUFFIX, read_json, replace_file
 from medlitenet_jax.system.lock import LOCK_FILE, lock_folder

@@ -8,7 +8,7 @@ import pytest
 from small_runs import resolved, write_case, write_splits
 
 from configs.base import get_config
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
 from medlitenet_jax.data.pipeline import eval_batches, train_batches

@@ -12,7 +12,8 @@ import pytest
 from small_runs import ROOT, draw_case, write_case, write_splits
 
 from configs.base import get_config
-from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source, split_hash
+from medlitenet_jax.data.cases import split_hash
+from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
 from medlitenet_jax.system.errors import InputError
 
 SPLITS = {"a": "train", "b": "val", "c": "train", "d": "test", "e": "train"}

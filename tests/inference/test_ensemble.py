@@ -6,12 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medlitenet_jax.inference.ensemble import (
-  entropy_bits,
-  expected_dice,
-  join_maps,
-  performance_weights,
-)
+from medlitenet_jax.inference.ensemble import join_maps, performance_weights
+from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 
 
 def stack(seed, views=6, size=16):

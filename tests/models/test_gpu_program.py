@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from small_runs import resolved
 
-from medlitenet_jax.data.augment.geometry import AugmentPolicy
 from medlitenet_jax.data.augment.on_device import pack_view
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.training.loop import create_run_optimizer
-from medlitenet_jax.training.state import DTYPES, create_state
+from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
 
 PRODUCTS = ("stablehlo.convolution", "stablehlo.dot_general")

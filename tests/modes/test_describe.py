@@ -8,7 +8,8 @@ import pytest
 from configs import base
 from medlitenet_jax.config import resolve
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.modes.describe import count_parts, describe, draw_architecture
+from medlitenet_jax.modes.describe import describe, draw_architecture
+from medlitenet_jax.speed.parts import count_parts
 
 
 def fields(**changes):

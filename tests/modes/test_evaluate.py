@@ -22,7 +22,7 @@ from small_runs import (
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import for_evaluation
-from medlitenet_jax.data.sources import split_hash
+from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.modes.evaluate import evaluate
 from medlitenet_jax.system.errors import InputError
 

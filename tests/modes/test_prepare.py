@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_runs import contents, resolved
 
+from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.data.images.image_files import write_mask
-from medlitenet_jax.data.sources import create_source, split_hash
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.modes.prepare import prepare
 from medlitenet_jax.system.errors import InputError
 

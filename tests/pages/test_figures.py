@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from configs import quickstart
 from medlitenet_jax.config import resolve
-from medlitenet_jax.data.sources import Case
+from medlitenet_jax.data.cases import Case
 from medlitenet_jax.modes.preview import preview
 from medlitenet_jax.pages.evaluation import PageCase
 from medlitenet_jax.pages.figures import (

@@ -35,13 +35,14 @@ from medlitenet_jax.data.public import archives, convert
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.inference import networks, threshold
 from medlitenet_jax.inference.ensemble import Maps
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes import check, compare, evaluate, predict
 from medlitenet_jax.pages import figures
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training import log
 from medlitenet_jax.training.checkpoint import Checkpoints
-from medlitenet_jax.training.state import DTYPES
 from medlitenet_jax.training.workdir import open_workdir, read_cases
 
 endings = collections.Counter()  # of calls through `attempt`
@@ -314,12 +315,12 @@ def run_files(rng, folder):
     assert weights is None or len(weights) == 2
     found = attempt(threshold.read_threshold, networks, config, workdir)
     assert found is None or 0 < found < 1
-    rows = attempt(tables.read_metrics, workdir)
+    rows = attempt(log.read_metrics, workdir)
     if rows is not None:
       with mock.patch.object(figures, "save_figure"):
         figures.draw_curves(rows, workdir)
         figures.draw_run_curves({"run": rows}, workdir / "curves.png")
-      with contextlib.closing(tables.MetricsLog(workdir, resume_step=9)):
+      with contextlib.closing(log.MetricsLog(workdir, resume_step=9)):
         pass
 
   return act

@@ -27,9 +27,8 @@ import orbax.checkpoint as ocp
 import small_runs
 from small_runs import compiled_as_by_launch, create_stub, resolved
 
-from medlitenet_jax.system import tables
 from medlitenet_jax.system.stop import Stopped
-from medlitenet_jax.training import checkpoint, loop
+from medlitenet_jax.training import checkpoint, log, loop
 from medlitenet_jax.training.checkpoint import HALF_WRITTEN, REMOVED, Checkpoints, whole_steps
 
 STEPS = 12  # of 4 of 13 cases: checkpoints after 3, 6, 9 and 12; another size from batch 7 on
@@ -46,7 +45,7 @@ def die() -> None:
 
 def die_at(instant: str, delay: float) -> None:
   """Prepares this process, which is about to train, for its death."""
-  original_save, original_write = Checkpoints.save, tables.MetricsLog.write
+  original_save, original_write = Checkpoints.save, log.MetricsLog.write
 
   def save(*args):
     threading.Timer(delay, die).start()
@@ -85,7 +84,7 @@ def die_at(instant: str, delay: float) -> None:
   elif instant == "removal":
     checkpoint.shutil = type("shutil", (), {"rmtree": staticmethod(rmtree)})
   elif instant == "line":
-    tables.MetricsLog.write = write
+    log.MetricsLog.write = write
 
 
 def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 0.0):
@@ -106,13 +105,13 @@ def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 
     os.dup2(output, 2)
     if network == "stub":
       loop.create_model = create_stub
-    original = tables.MetricsLog.__init__
+    original = log.MetricsLog.__init__
 
     def begin(*args, **kwargs):
       original(*args, **kwargs)
       os.write(writing, b"!")
 
-    tables.MetricsLog.__init__ = begin
+    log.MetricsLog.__init__ = begin
     loop.draw_curves = lambda *_: None  # takes longer than all batches
     die_at(instant, delay)
     with compiled_as_by_launch():

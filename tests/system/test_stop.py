@@ -10,9 +10,8 @@ import pytest
 from compare_runs import assert_identical, saved_state, without_speed
 from small_runs import ROOT, compiled_as_by_launch, create_stub, launch, resolved, small_arguments
 
-from medlitenet_jax.system import tables
 from medlitenet_jax.system.stop import Stopped
-from medlitenet_jax.training import loop
+from medlitenet_jax.training import log, loop
 from medlitenet_jax.training.checkpoint import Checkpoints, whole_steps
 
 # Lets the launcher train the stub, and sends this process signals after batch 4.
@@ -23,13 +22,13 @@ from small_runs import create_stub
 from medlitenet_jax.system import tables
 from medlitenet_jax.training import loop
 loop.create_model = create_stub
-original = tables.MetricsLog.write
+original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
   for number in SENT if step == 4 else ():
     os.kill(os.getpid(), number)
     time.sleep(1)
-tables.MetricsLog.write = write
+log.MetricsLog.write = write
 """
 
 
@@ -75,7 +74,7 @@ def assert_ends_as(workdir, straight):
 
 def test_between_validations_the_state_is_saved_without_score(tmp_path, straight, monkeypatch):
   workdir = tmp_path / "run"
-  original = tables.MetricsLog.write
+  original = log.MetricsLog.write
 
   def write(self, *, step, **kwargs):
     original(self, step=step, **kwargs)
@@ -83,7 +82,7 @@ def test_between_validations_the_state_is_saved_without_score(tmp_path, straight
       send(signal.SIGTERM)
 
   with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM after batch 4 of 8"):
-    patch.setattr(tables.MetricsLog, "write", write)
+    patch.setattr(log.MetricsLog, "write", write)
     loop.train(resolved(), workdir)
   best, found = scores(workdir)
   assert best == 3 and found[3]["dice"] > 0 and found[4] == {}

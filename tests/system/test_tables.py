@@ -6,14 +6,8 @@ import json
 import pytest
 
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.tables import (
-  MetricsLog,
-  append_csv,
-  read_csv,
-  read_metrics,
-  table,
-  write_csv,
-)
+from medlitenet_jax.system.tables import append_csv, read_csv, table, write_csv
+from medlitenet_jax.training.log import MetricsLog, read_metrics
 
 
 def write_lines(workdir, steps, resume_step=0):

@@ -6,12 +6,12 @@ import pytest
 from compare_runs import flat, saved_state
 from small_runs import compiled_as_by_launch, create_stub, resolved, write_case, write_splits
 
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.tables import MetricsLog, read_metrics
 from medlitenet_jax.training import loop
 from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.log import MetricsLog, read_metrics
 from medlitenet_jax.training.skipped import SkippedBatches
-from medlitenet_jax.training.state import DTYPES
 
 LEARNED = ("params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state")
 

@@ -18,15 +18,17 @@ from small_runs import (
 
 from medlitenet_jax.pages.figures import save_figure
 from medlitenet_jax.system.files import replace_file
-from medlitenet_jax.system.tables import MetricsLog, append_csv, read_metrics
+from medlitenet_jax.system.tables import append_csv
 from medlitenet_jax.training import loop
 from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.log import MetricsLog, read_metrics
 
 STUB = f"""
 import errno
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from small_runs import create_stub
+from medlitenet_jax.training import log
 from medlitenet_jax.system import tables
 from medlitenet_jax.training import loop
 loop.create_model = create_stub
@@ -36,12 +38,12 @@ NO_ROOM = (
   STUB
   + """
 import resource
-original = tables.MetricsLog.write
+original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
   if step == 5:
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-tables.MetricsLog.write = write
+log.MetricsLog.write = write
 """
 )
 # Root may write anywhere, unless it gives that up.

@@ -36,13 +36,14 @@ def opened(workdir):
 
 # Interrupts a run once a line is written that no checkpoint covers.
 INTERRUPTION = f"""
+from medlitenet_jax.training import log
 from medlitenet_jax.system import tables
-original = tables.MetricsLog.write
+original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
   if step > {CHECKPOINT_STEPS[0]}:
     raise KeyboardInterrupt
-tables.MetricsLog.write = write
+log.MetricsLog.write = write
 """
 
 

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from configs.base import get_config
 from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.models.layers import Norm, Pointwise
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
 from medlitenet_jax.training.losses import segmentation_loss
-from medlitenet_jax.training.state import DTYPES, create_state, stream_key
+from medlitenet_jax.training.state import create_state, stream_key
 from medlitenet_jax.training.step import create_train_step, train_step
 
 MARKS = {"loss": 255, "gradient": 0}  # the grey value of every pixel of a batch that spoils it

@@ -15,12 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medlitenet_jax.data.augment.draws import between
-from medlitenet_jax.data.augment.geometry import (
-  AugmentPolicy,
-  draw_applied,
-  draw_geometry,
-  needed_size,
-)
+from medlitenet_jax.data.augment.geometry import draw_applied, draw_geometry, needed_size
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.resize import mask_coverage, resize_image
 from medlitenet_jax.system.errors import InputError
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from medlitenet_jax.data.cases import Case
 from medlitenet_jax.data.images.image_files import decode_image, decode_mask
 from medlitenet_jax.data.public import archives
 from medlitenet_jax.data.public.lesion_set import Archive, LesionSet, Part, working_size
-from medlitenet_jax.data.sources import Case
 from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_text, refuse_links

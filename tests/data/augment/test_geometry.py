@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import get_config
-from medlitenet_jax.data.augment.geometry import AugmentPolicy, augment, single_augmentations
+from medlitenet_jax.data.augment.geometry import augment, single_augmentations
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.resize import mask_coverage, resize_image, resize_mask
 from medlitenet_jax.system.errors import InputError
 

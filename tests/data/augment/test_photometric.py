@@ -9,8 +9,9 @@ import pytest
 
 from configs import hard_cases
 from configs.base import get_config
-from medlitenet_jax.data.augment.geometry import AugmentPolicy, augment, single_augmentations
+from medlitenet_jax.data.augment.geometry import augment, single_augmentations
 from medlitenet_jax.data.augment.photometric import fade_border, shift_skin_tone
+from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.scores.difficulty import border_contrast
 
 SIZE = 128

@@ -11,10 +11,10 @@ from small_runs import compiled_as_by_launch
 
 from configs.base import get_config
 from medlitenet_jax.models.medlitenet.network import VARIANTS, check_image_size
+from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, resolve_model
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.losses import segmentation_loss
-from medlitenet_jax.training.state import DTYPES
 
 # Exact numbers of parameters. A change here is a change of every published checkpoint.
 PARAMETERS = {

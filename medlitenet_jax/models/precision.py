@@ -1,0 +1,5 @@
+"""Compute dtypes by the names that the configuration gives them."""
+
+import jax.numpy as jnp
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
