@@ -232,7 +232,7 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
       probs = functools.partial(compiled, variables)
       yield Task("forward", size, batch, form, functools.partial(probs, image), cost=cost, **facts)
       if (batch, form) == (1, "platform"):
-        # The same program, called six times; a compiled one takes its own sharding only.
+        # The same program, called once for each view.
         predict = create_predict([Network(probs, size)], "six")
         call = functools.partial(predict, {size: image})
         six = Cost(*(6 * value for value in cost))
