@@ -148,9 +148,9 @@ def trained_config(call: Call, weights: Path | None = None) -> "ConfigDict":
   if weights is None:
     saved = config_lib.load(call.workdir)
   else:
-    from medlitenet_jax.formats.safetensors import read_weights
+    from medlitenet_jax.formats.safetensors import read_config
 
-    saved = read_weights(weights).config
+    saved = read_config(weights)
   if call.recipe_named:
     asked = config_lib.resolve(call.recipe, platform)
     config_lib.refuse_other_network(weights or call.workdir, saved, asked)

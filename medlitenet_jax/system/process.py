@@ -14,6 +14,7 @@ ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:" + ":".join(
   f"glibc.malloc.{name}_threshold={2**40}" for name in ("mmap", "trim")
 )
 BAR_SECONDS = "10"  # between two states of a progress bar in a file
+CACHED_SECONDS = 0.2  # of compiling; by JAX's own 1 s it would do the smaller programs every time
 LONG_COMPILATION_SECONDS = 1  # after which giving memory back is worth its milliseconds
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
@@ -47,6 +48,8 @@ def set_up_cache() -> str:
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "medlitenet_jax" / "xla"))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
   return jax.config.values["jax_compilation_cache_dir"] or ""
 
 
