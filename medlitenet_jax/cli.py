@@ -138,6 +138,7 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   call = parse(sys.argv[1:])
   process.restart_with_allocator()
+  process.collect_garbage_rarely()
   process.set_up_bars()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)

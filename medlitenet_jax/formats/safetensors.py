@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
@@ -214,7 +214,7 @@ class Segmenter:
     self._preprocessing = Preprocessing(**weights.config.preprocess)
     model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
     folds = inspect_model(model, self.image_size).folds
-    self._variables = jax.jit(functools.partial(fold_batch_norm, folds=folds))(weights.variables)
+    self._variables = fold_loaded(weights.variables, folds)
     self._probs = jax.jit(functools.partial(lesion_probs, model))
 
   def __call__(self, image: np.ndarray) -> np.ndarray:

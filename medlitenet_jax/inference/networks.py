@@ -20,7 +20,7 @@ from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.formats.safetensors import SUFFIX, find_weights, is_released, read_weights
 from medlitenet_jax.inference.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.inference.tta import six_views
-from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
@@ -151,7 +151,7 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
 
 def _folded(model: nn.Module, variables: Mapping[str, Any], image_size: int) -> dict[str, Any]:
   folds = inspect_model(model, image_size).folds
-  return jax.jit(functools.partial(fold_batch_norm, folds=folds))(variables)
+  return fold_loaded(variables, folds)
 
 
 def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
