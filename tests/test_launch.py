@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -246,6 +247,32 @@ def test_the_package_itself_imports_nothing_heavy(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert float(done.stdout.split()[0]) < 0.2
+
+
+def test_the_installed_command_finds_the_recipes_that_came_with_it(tmp_path):
+  """As a wheel lays it out: the recipes within the package, and none where it is started."""
+  site, empty = tmp_path / "site", tmp_path / "empty"
+  leave_out = shutil.ignore_patterns("released", "__pycache__")
+  shutil.copytree(ROOT / "medlitenet_jax", site / "medlitenet_jax", ignore=leave_out)
+  shutil.copytree(ROOT / "configs", site / "medlitenet_jax" / "configs", ignore=leave_out)
+  forbid_imports(site, "configs", "jax")  # another project's
+  (site / "medlitenet").write_text("from medlitenet_jax.cli import main\nmain()\n")
+  empty.mkdir()
+
+  def start(*args):
+    return subprocess.run(
+      [sys.executable, str(site / "medlitenet"), *args],
+      cwd=empty,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    ).stderr
+
+  for recipe in ("configs/quickstart.py", "wide_context.py"):
+    error = start(f"--config={recipe}", "--config.train.batchsize=8")
+    assert error.startswith("medlitenet: error: no such config field: batchsize"), error
+  assert "--config=configs/no.py: no such file" in start("--config=configs/no.py")
+  assert not list(empty.iterdir())
 
 
 def test_help_needs_no_jax(tmp_path):
