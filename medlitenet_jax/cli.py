@@ -1,8 +1,6 @@
-"""Starts every mode: `medlitenet --config=configs/base.py --workdir=runs/base`.
+"""Starts every mode: `medlitenet --config=configs/base.py`; `python launch.py` is the same."""
 
-`python launch.py` is the same. Flags are read before JAX is imported, so that `--help` and a
-mistyped flag answer at once.
-"""
+# Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
 
 import importlib
 import logging
@@ -70,12 +68,11 @@ _output = flags.DEFINE_string(
 
 def refuse(reason: object) -> NoReturn:
   """Says in one line what is wrong, and the ways on below it; leaves with status 2."""
-  line = " ".join(str(reason).split())
-  # What a file's name or content brought along must not steer the terminal.
-  shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-  print(f"{NAME}: error: {shown}", file=sys.stderr)
-  for way in getattr(reason, "ways", ()):
-    print(f"  {way.what}:\n    {way.command}", file=sys.stderr)
+  ways = [line for way in getattr(reason, "ways", ()) for line in (f"  {way[0]}:", f"    {way[1]}")]
+  for line in (f"{NAME}: error: {' '.join(str(reason).split())}", *ways):
+    # What a file's name or content brought along must not steer the terminal.
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print("".join(shown), file=sys.stderr)
   process.leave(2)
 
 
@@ -93,8 +90,7 @@ def parse(arguments: list[str]) -> Call:
     path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     if not path.is_file():
       refuse(f"--config={path}: no such file; recipes lie in {recipes.FOLDER.name}/")
-    # A file that failed to load says so only when it is used.
-    if not isinstance(_config.value, ConfigDict):
+    if not isinstance(_config.value, ConfigDict):  # loaded here
       refuse(f"--config={path}: get_config() returns no ConfigDict")
   except (AttributeError, KeyError) as error:
     # The library's message comes quoted once or twice over.
@@ -138,6 +134,7 @@ def main() -> None:
   """Reads the flags and runs the mode."""
   call = parse(sys.argv[1:])
   process.restart_with_allocator()
+  process.collect_garbage_rarely()
   process.set_up_bars()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)
   logging.getLogger("medlitenet_jax").setLevel(logging.INFO)

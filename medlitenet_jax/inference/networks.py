@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from medlitenet_jax.inference.ensemble import Maps, join_maps
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.inference.tta import six_views
-from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
@@ -58,8 +58,8 @@ def create_network(trained: Trained, config: ConfigDict) -> Network:
   """
   size = config.eval.image_size
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  fold = functools.partial(fold_batch_norm, folds=inspect_model(model, size).folds)
-  variables = jax.jit(fold, out_shardings=devices.replicated())(trained.variables)
+  folded = fold_loaded(trained.variables, inspect_model(model, size).folds)
+  variables = jax.device_put(folded, devices.replicated())
   run = jax.jit(functools.partial(lesion_probs, model))
   return Network(
     probs=functools.partial(run, variables),

@@ -94,7 +94,7 @@ def _ways(call: Call, config: ConfigDict) -> list[Way]:
   size = " (13 GB)" if config.data.source == "isic2018" and not config.data.raw else ""
   return [
     Way(
-      f"fetch{size} and prepare it once, then train",
+      f"fetch and prepare it once{size}, then start again",
       " ".join([call.start, "--mode=prepare", recipe, *map(shlex.quote, own)]),
     ),
     Way(
