@@ -298,7 +298,10 @@ def test_a_run_that_starts_from_a_file_has_its_network_and_its_average(exported)
   weights = read_weights(exported / "finished.safetensors")
   model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
   tx, _ = create_run_optimizer(weights.config.optim, total_steps=8)
-  shapes = jax.eval_shape(lambda: create_state(model, tx, 0, weights.config.precision))
+  precision = weights.config.precision
+  shapes = jax.eval_shape(
+    lambda: create_state(model, tx, seed=0, precision=precision, image_size=64)
+  )
   state = start_from(shapes, weights.variables)
   for found in (
     {"params": state.params, "batch_stats": state.batch_stats},
@@ -320,6 +323,6 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
   assert tuned[0] < 0.9 * first[0] and np.mean(tuned) < 0.9 * np.mean(first)
   content = json.loads((workdir / "cases.json").read_text())
   assert content["before"] == content["train"] and len(content["val"]) == 3
-  other = {"train__start_from": file, "model__mixer_dim": 64}
+  other = {"train__start_from": file, "model__medlitenet__mixer_dim": 64}
   done = launch(*small_arguments(**other), f"--workdir={tmp_path / 'other'}")
   assert done.returncode == 2 and "another network" in done.stderr
