@@ -1,33 +1,37 @@
 """MedLiteNet: a lightweight CNN-Transformer hybrid for skin-lesion segmentation.
 
 import medlitenet_jax
-segment = medlitenet_jax.load("base")   # a released name, or the path of a weights file
+segment = medlitenet_jax.load("base")   # a released name, a weights file, or the folder of a run
 probs = segment(photograph)             # [H, W, 3] uint8 RGB to [H, W] float32
+found = segment.outline(photograph)     # mask, uncertainty and measurements
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from medlitenet_jax.formats.safetensors import Segmenter
+  from pathlib import Path
+
+  from medlitenet_jax.inference.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
 
-def load(name: str) -> "Segmenter":
+def load(place: "str | Path", threshold: float | None = None) -> "Segmenter":
   """Opens a trained network.
 
   JAX is imported here and not with the package, which costs nothing to import.
 
   Args:
-    name: of released weights, or the path of a weights file.
+    place: name of released weights, path of a weights file, or folder of a run.
+    threshold: probability at or above which a pixel of a mask is lesion; None: the network's own.
 
   Returns:
-    What `medlitenet_jax.formats.safetensors.load` gives: a function from photograph to
-    probabilities.
+    A function from photograph to probabilities, which also has `outline`; see
+    `medlitenet_jax.inference.segmenter`.
 
   Raises:
-    InputError: if there is no such file, or it cannot be used.
+    InputError: if there is nothing of the kind, or it cannot be used.
   """
-  from medlitenet_jax.formats import safetensors
+  from medlitenet_jax.inference import segmenter
 
-  return safetensors.load(name)
+  return segmenter.load(place, threshold)

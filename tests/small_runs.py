@@ -188,6 +188,14 @@ def finished_run() -> Path:
   return workdir
 
 
+def network_of(workdir: Path, config):
+  """The network of a run, as a resolved configuration has it."""
+  from medlitenet_jax.inference.networks import create_network
+  from medlitenet_jax.inference.trained import open_trained
+
+  return create_network(open_trained(workdir, config.eval.checkpoint), config)
+
+
 def copy_of_run(folder: Path) -> Path:
   """A copy of the finished run that a test may change."""
   return Path(shutil.copytree(finished_run(), folder / "copy"))

@@ -1,21 +1,15 @@
 """Weights files: a trained network and everything needed to run it, in one safetensors file.
 
-Neither Orbax, Grain nor TFDS is needed to load one, and nothing in it is executed:
-
-    from medlitenet_jax.formats.safetensors import load
-    segment = load("base")          # a released name, or the path of a file
-    probs = segment(photograph)     # [H, W, 3] uint8 RGB to [H, W] float32
+Nothing in it is executed when it is read.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,12 +17,6 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from medlitenet_jax import config as config_lib
-from medlitenet_jax.data.images.preprocess import Preprocessing
-from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.models.fold import fold_loaded
-from medlitenet_jax.models.forward import lesion_probs
-from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
@@ -115,34 +103,6 @@ def write_weights(
 _DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def read_config(path: Path) -> ConfigDict:
-  """Reads the configuration alone, which takes no time; nothing else in the file is checked.
-
-  Args:
-    path: of a weights file.
-
-  Returns:
-    The configuration of the run, locked.
-
-  Raises:
-    InputError: if the file is damaged or not one of this project.
-  """
-  try:
-    with safe_open(path, framework="numpy") as file:
-      return _config_in(file.metadata() or {})
-  except _DAMAGE as error:
-    raise InputError(f"{path}: not a weights file of this project ({error})") from error
-
-
-def _config_in(metadata: Mapping[str, str]) -> ConfigDict:
-  if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
-    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-  tree = json.loads(metadata["config"])
-  if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-    raise ValueError("it describes no network")
-  return config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
-
-
 def read_weights(path: Path) -> Weights:
   """Reads a weights file and checks that it fits the network that it describes.
 
@@ -159,13 +119,18 @@ def read_weights(path: Path) -> Weights:
     with safe_open(path, framework="numpy") as file:
       metadata = file.metadata() or {}
       arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}
-    config = _config_in(metadata)
+    if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
+      raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    tree = json.loads(metadata["config"])
+    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+      raise ValueError("it describes no network")
+    config = config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
     model = create_model(config.model.to_dict(), jnp.float32)
   except _DAMAGE as error:
     raise InputError(f"{path}: not a weights file of this project ({error})") from error
-  variables: dict[str, Any] = {}
+  variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
   for name, value in arrays.items():
     *modules, leaf = name.split("/")
     place = variables
@@ -197,44 +162,3 @@ def _in_sections(tree: dict[str, Any]) -> dict[str, Any]:
 def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
   paths = jax.tree_util.tree_flatten_with_path(variables)[0]
   return {tuple(key.key for key in path): leaf for path, leaf in paths}
-
-
-class Segmenter:
-  """A network that finds the lesion in a photograph.
-
-  Attributes:
-    config: that it was trained with.
-    image_size: pixels a side that the network sees.
-  """
-
-  def __init__(self, weights: Weights):
-    """Prepares a network; it is compiled when it is first called."""
-    self.config = weights.config
-    self.image_size = int(weights.config.eval.image_size)
-    self._preprocessing = Preprocessing(**weights.config.preprocess)
-    model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
-    folds = inspect_model(model, self.image_size).folds
-    self._variables = fold_loaded(weights.variables, folds)
-    self._probs = jax.jit(functools.partial(lesion_probs, model))
-
-  def __call__(self, image: np.ndarray) -> np.ndarray:
-    """Finds the lesion.
-
-    Args:
-      image: [H, W, 3] uint8 RGB, of any size.
-
-    Returns:
-      [H, W] float32, the probability that a pixel is lesion.
-    """
-    small = resize_image(self._preprocessing(image), self.image_size, self.image_size)
-    probs = np.asarray(self._probs(self._variables, small[None])[0])
-    return cv2.resize(probs, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def load(name: str) -> Segmenter:
-  """Loads a network by a released name or the path of a weights file.
-
-  Raises:
-    InputError: if there is no such file or it cannot be used.
-  """
-  return Segmenter(read_weights(find_weights(name)))

@@ -1,24 +1,22 @@
-"""Joins the probabilities of several networks, and of several views of a photograph, into one map.
-
-Pure functions on arrays; `inference.py` brings the networks.
-"""
+"""Joins the maps of several networks, and of several views of a photograph, into one."""
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 class Maps(NamedTuple):
-  """What networks say of photographs.
+  """Maps of a batch of photographs, over all networks and views.
 
   Attributes:
-    probs: [B, S, S] float32 mean probability of lesion over networks and views.
-    disagreement: [B, S, S] float32 standard deviation of it over networks and views; zero where
-      one network looked once.
+    probs: [B, S, S] float32, mean probability of lesion.
+    disagreement: [B, S, S] float32, standard deviation of that probability; zero for one network
+      and one view.
   """
 
   probs: jax.Array
@@ -28,7 +26,7 @@ class Maps(NamedTuple):
 def performance_weights(dice: Sequence[float]) -> np.ndarray:
   """Weights of an ensemble's members, proportional to how well each did alone.
 
-  The paper calls its ensemble performance-weighted and gives no formula; this is the plainest.
+  The paper calls its ensemble performance-weighted and gives no formula; this is the simplest one.
 
   Args:
     dice: validation Dice of each member, in (0, 1].
@@ -37,7 +35,7 @@ def performance_weights(dice: Sequence[float]) -> np.ndarray:
     [len(dice)] float64, positive, with sum 1.
 
   Raises:
-    ValueError: if there is no member or a Dice is not positive.
+    ValueError: if there is no member, or a Dice is not positive.
   """
   scores = np.asarray(dice, np.float64)
   if not scores.size or not (scores > 0).all():
@@ -45,19 +43,31 @@ def performance_weights(dice: Sequence[float]) -> np.ndarray:
   return scores / scores.sum()
 
 
-def join_maps(stacks: Sequence[jax.Array], weights: Sequence[float]) -> Maps:
+def join_maps(stacks: Sequence[Any], weights: Sequence[float]) -> Maps:
   """Averages probabilities over views and, by weight, over networks.
 
   Args:
-    stacks: [V, B, S, S] probabilities of each network's V views; sizes S may differ between
-      networks, and smaller maps are interpolated to the largest.
-    weights: of each network, with sum 1.
+    stacks: one [V, B, S, S] array of probabilities for each network, of its V views; the sizes S
+      may differ between networks, and smaller maps are interpolated to the largest.
+    weights: Python numbers, one for each network, with sum 1.
 
   Returns:
     Maps at the largest S.
+
+  Raises:
+    AssertionError: if the stacks are of other shapes, or their number is not that of the weights.
   """
+  chex.assert_rank(stacks, 4)
+  for stack in stacks:
+    chex.assert_shape(stack, (None, stacks[0].shape[1], None, stack.shape[2]))
+  chex.assert_equal(len(stacks), len(weights))
+  return _join(tuple(stacks), tuple(map(float, weights)))
+
+
+@functools.partial(jax.jit, static_argnames="weights")
+def _join(stacks: Sequence[jax.Array], weights: Sequence[float]) -> Maps:
   size = max(stack.shape[-1] for stack in stacks)
-  stacks = [_enlarge(stack.astype(jnp.float32), size) for stack in stacks]
+  stacks = [_enlarged(stack.astype(jnp.float32), size) for stack in stacks]
 
   def mean(values: Sequence[jax.Array]) -> jax.Array:
     weighted = [w * jnp.mean(v, axis=0) for w, v in zip(weights, values, strict=True)]
@@ -67,7 +77,7 @@ def join_maps(stacks: Sequence[jax.Array], weights: Sequence[float]) -> Maps:
   return Maps(probs, jnp.sqrt(mean([jnp.square(stack - probs) for stack in stacks])))
 
 
-def _enlarge(stack: jax.Array, size: int) -> jax.Array:
+def _enlarged(stack: jax.Array, size: int) -> jax.Array:
   if stack.shape[-1] == size:
     return stack
   return jax.image.resize(stack, (*stack.shape[:2], size, size), "bilinear")

@@ -1,7 +1,7 @@
-"""The threshold that does best on the validation cases, chosen once and kept with the run."""
+"""The threshold of the highest Dice on validation cases, chosen by an evaluation."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.data.sources import create_source
-from medlitenet_jax.inference.networks import Network, predict_cases
+from medlitenet_jax.inference.networks import Network, Predict
+from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.scores.metrics import Confusion, scores_from_counts
 from medlitenet_jax.system import devices
@@ -45,22 +46,22 @@ def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def choose_threshold(
-  predict: Callable, networks: Sequence[Network], config: ConfigDict, workdir: Path
+  predict: Predict, networks: Sequence[Network], config: ConfigDict, workdir: Path
 ) -> float:
   """Finds the threshold of the highest mean Dice on the validation split.
 
   Args:
-    predict: images by size to Maps.
-    networks: that it runs.
+    predict: runs the networks, as `create_predict` makes it.
+    networks: the same.
     config: resolved.
-    workdir: receives `threshold.json`, which later predictions read.
+    workdir: folder of the run or ensemble; `threshold.json` is written there, for predictions.
 
   Returns:
-    A multiple of 1 / STEPS in (0, 1); of equal ones the nearest to one half.
+    A multiple of 1 / STEPS in (0, 1); of equally good ones the nearest to one half.
 
   Raises:
-    InputError: if the scored split is the one that would choose, or `eval.hysteresis_low` is not
-      under what it chose.
+    InputError: if the validation split is the one that is scored, or `eval.hysteresis_low` is not
+      under the chosen threshold.
   """
   if config.eval.split == "val":
     raise InputError(
@@ -103,16 +104,16 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
   """Reads the threshold that an evaluation has chosen for these networks.
 
   Args:
-    networks: to be used.
+    networks: that the threshold is for.
     config: resolved.
-    workdir: of the run or ensemble.
+    workdir: folder of the run or ensemble.
 
   Returns:
     The threshold.
 
   Raises:
-    InputError: if none was chosen, or for other networks or another test-time augmentation, or
-      `eval.hysteresis_low` is not under it.
+    InputError: if none was chosen, if it was chosen for other networks or another test-time
+      augmentation, or if `eval.hysteresis_low` is not under it.
   """
   path = workdir / THRESHOLD_FILE
   try:
@@ -127,8 +128,8 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     ) from error
   if made_by != _identity(networks, config):
     raise InputError(
-      f"{path}: was chosen for another network or test-time augmentation, or by an earlier "
-      "version; evaluate with config.eval.threshold=0 again, or give a number"
+      f"{path}: was chosen for another network or test-time augmentation; evaluate with "
+      "config.eval.threshold=0 again, or give a number"
     )
   return _above_hysteresis(threshold, config)
 
@@ -143,7 +144,7 @@ def _above_hysteresis(threshold: float, config: ConfigDict) -> float:
 
 
 def _identity(networks: Sequence[Network], config: ConfigDict) -> dict[str, Any]:
-  # Validation scores tell networks apart wherever their folders and files have been moved to.
+  # Not their paths: a network may be moved, and its validation scores tell it from others.
   return {
     "networks": [
       {

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +21,24 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.augment.on_device import pack_view
 from medlitenet_jax.data.augment.policy import AugmentPolicy
-from medlitenet_jax.inference.networks import create_predict
+from medlitenet_jax.inference.networks import Network, create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, model_parts
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.modes.benchmark_loop import (
-  open_evaluation,
+  open_source,
   time_evaluation,
   time_loop,
   time_pipeline,
   with_data_at_hand,
 )
-from medlitenet_jax.modes.call import Call, begin, resolve_recipe, trained_config
+from medlitenet_jax.modes.call import Call, begin, resolve_recipe
+from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.benchmark import page
 from medlitenet_jax.speed.cost import Cost, Machine, count_cost
 from medlitenet_jax.speed.parts import count_forward, count_parts
@@ -91,30 +94,33 @@ class Task(NamedTuple):
 def main(call: Call) -> None:
   """Measures the recipe, or the run that the command line names; see `benchmark`."""
   begin(call, call.output)
-  config = resolve_recipe(call)
   if not call.workdir_named:
-    benchmark(config, call.output)
+    benchmark(resolve_recipe(call), call.output)
     return
-  trained = trained_config(call)
-  benchmark(config if call.recipe_named else trained, call.output, (trained, call.workdir))
+  trained, networks = open_networks(call)
+  config = config_lib.resolve(call.recipe, jax.default_backend()) if call.recipe_named else trained
+  benchmark(config, call.output, (trained, networks))
 
 
 def benchmark(
-  config: ConfigDict, output: Path, trained: tuple[ConfigDict, Path] | None = None
+  config: ConfigDict,
+  output: Path,
+  trained: tuple[ConfigDict, Sequence[Network]] | None = None,
 ) -> dict[str, Any]:
   """Measures forward passes, the training step and loop and, of a trained run, its evaluation.
 
   Args:
     config: resolved; `config.benchmark` says at which sizes and how often.
     output: folder that receives `benchmark.json`.
-    trained: configuration and folder of a run whose evaluation is timed, or None.
+    trained: networks whose evaluation is timed, after the configuration that they are evaluated
+      with; or None.
 
   Returns:
     What `benchmark.json` holds.
 
   Raises:
-    InputError: if the run or its data cannot be used, the devices cannot share a batch, or the
-      configuration is that of an ensemble.
+    InputError: if the data cannot be used, the devices cannot share a batch, or the configuration
+      is that of an ensemble.
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: members are measured one by one")
@@ -122,7 +128,7 @@ def benchmark(
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
     # What cannot be read ends it here, not after minutes of timing.
     short, data = with_data_at_hand(config, Path(scratch))
-    opened = open_evaluation(*trained) if trained else None
+    source = open_source(trained[0]) if trained else None
     # Apart, for a plain training step of many seconds would let the caches of the others go cold.
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
     profile = _profile(config, first, forward, Path(scratch) / "trace")
@@ -130,8 +136,8 @@ def benchmark(
     pipeline = time_pipeline(short)
     loop = time_loop(short, Path(scratch))
     evaluation = None
-    if trained and opened:
-      evaluation = time_evaluation(*trained, *opened, Path(scratch) / "eval")
+    if trained and source:
+      evaluation = time_evaluation(*trained, source, Path(scratch) / "eval")
   size = config.benchmark.image_sizes[0]
   result = {
     "device": jax.devices()[0].device_kind,
@@ -208,32 +214,29 @@ def _photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
 
 
 def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
-  """One view at batch 1 and at the batch of training, six views at batch 1, at every size."""
+  """One view of one photograph, of a training batch, and six views of one, at every size."""
   model = _model(config, "library")
   size = min(config.benchmark.image_sizes)
   blank = jnp.zeros((1, size, size, 3), jnp.float32)
   fold = functools.partial(fold_batch_norm, folds=inspect_model(model, size).folds)
   variables = jax.jit(fold)(jax.jit(model.init)(jax.random.key(config.seed), blank))
   for size in config.benchmark.image_sizes:
-    for views, batch, form in (
-      *(("none", 1, form) for form in _forms(config)),
-      ("none", config.train.batch_size, "platform"),
-      ("six", 1, "platform"),
+    for batch, form in (
+      *((1, form) for form in _forms(config)),
+      (config.train.batch_size, "platform"),
     ):
       image = _photographs(config, batch, size)
-      one = count_forward(config.model.to_dict(), DTYPES[config.precision], batch, size)
-      predict = create_predict([(_model(config, form), size)], tta=views)
-      args = ([variables], {size: image})
-      compiled, facts = _compile(predict, *args, again=form == "platform")
-      yield Task(
-        name="six views" if views == "six" else "forward",
-        image_size=size,
-        batch=batch,
-        form=form,
-        call=functools.partial(compiled, *args),
-        cost=Cost(*(6 * value for value in one)) if views == "six" else one,
-        **facts,
-      )
+      cost = count_forward(config.model.to_dict(), DTYPES[config.precision], batch, size)
+      run = jax.jit(functools.partial(lesion_probs, _model(config, form)))
+      compiled, facts = _compile(run, variables, image, again=form == "platform")
+      probs = functools.partial(compiled, variables)
+      yield Task("forward", size, batch, form, functools.partial(probs, image), cost=cost, **facts)
+      if (batch, form) == (1, "platform"):
+        # The same program, called once for each view.
+        predict = create_predict([Network(probs, size)], "six")
+        call = functools.partial(predict, {size: image})
+        six = Cost(*(6 * value for value in cost))
+        yield Task("six views", size, batch, form, call, cost=six, **facts)
 
 
 def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Times what stands around the network: reading, the training loop, an evaluation."""
+"""Times the work around the network: reading photographs, the training loop, an evaluation."""
 
 import contextlib
 import csv
@@ -24,7 +24,8 @@ from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
-from medlitenet_jax.inference.networks import Network, compile_networks, load_networks
+from medlitenet_jax.inference.networks import Network, create_predict
+from medlitenet_jax.inference.outline import mask_rule
 from medlitenet_jax.modes.evaluate import score_cases
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.speed.timing import time_interleaved
@@ -166,27 +167,26 @@ def _write_photographs(folder: Path, seed: int) -> Path:
   return folder
 
 
-def open_evaluation(config: ConfigDict, workdir: Path) -> tuple[Source, Sequence[Network]]:
-  """Opens what `time_evaluation` takes, so that what cannot be used is known before any timing.
+def open_source(config: ConfigDict) -> Source:
+  """Opens the cases that `time_evaluation` scores, so that a mistake is known before any timing.
 
   Args:
-    config: resolved, of the run.
-    workdir: its folder.
+    config: resolved; what the networks are evaluated with.
 
   Returns:
-    The cases to be scored, and the networks.
+    The cases.
 
   Raises:
-    InputError: if the run or its data cannot be used.
+    InputError: if they cannot be used.
   """
-  return create_source(config.data, config.eval.split, config.seed), load_networks(config, workdir)
+  return create_source(config.data, config.eval.split, config.seed)
 
 
 def time_evaluation(
-  config: ConfigDict, workdir: Path, source: Source, networks: Sequence[Network], folder: Path
+  config: ConfigDict, networks: Sequence[Network], source: Source, folder: Path
 ) -> dict[str, Any]:
   """Scores a split as an evaluation does, between two timings of the networks alone."""
-  predict = compile_networks(networks, config.eval.tta)
+  predict = create_predict(networks, config.eval.tta)
   sizes = [network.image_size for network in networks]
   count = devices.rows_for(config.eval.batch_size)
   batches = eval_batches(
@@ -199,16 +199,18 @@ def time_evaluation(
   )
   images = devices.share_out(next(batches).images)
   alone = {"networks": lambda: predict(images)}
-  logger.info("Evaluating %s.", workdir)
-  jax.block_until_ready(predict(images))  # compiled, that its first timing be of itself
+  run = ", ".join(network.origin["run"] for network in networks)
+  logger.info("Evaluating %s.", run)
+  jax.block_until_ready(predict(images))  # so that no timing has the compilation in it
   before = time_interleaved(alone, config.benchmark.rounds)["networks"]
   start = time.perf_counter()
-  score_cases(predict, source, sizes, config, config.eval.threshold or PLAIN_THRESHOLD, folder)
+  rule = mask_rule(config.eval, config.eval.threshold or PLAIN_THRESHOLD)
+  score_cases(predict, source, sizes, config, rule, folder)
   seconds = time.perf_counter() - start
   after = time_interleaved(alone, config.benchmark.rounds)["networks"]
   rate, raw = len(source) / seconds, 2 * count / (before + after)
   return {
-    "run": str(workdir),
+    "run": run,
     "split": config.eval.split,
     "cases": len(source),
     "image_sizes": sizes,

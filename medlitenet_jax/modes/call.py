@@ -102,61 +102,6 @@ def resolve_recipe(call: Call) -> "ConfigDict":
   return config
 
 
-def find_trained(call: Call) -> tuple["ConfigDict", Path | None]:
-  """The configuration of the trained network that a command line names, and its weights file.
-
-  Args:
-    call: names a workdir, a weights file or, by a recipe, the members of an ensemble.
-
-  Returns:
-    The configuration that it is evaluated with, resolved and announced; and the path of its weights
-    file, None for a run or an ensemble.
-
-  Raises:
-    InputError: if two networks are named, or there is none, or the recipe is of another.
-  """
-  weights = None
-  if call.weights is not None:
-    from medlitenet_jax.formats.safetensors import find_weights
-
-    if call.workdir_named and call.mode != "evaluate":  # which writes there
-      raise InputError("--weights and --workdir both name a network; give one of them")
-    weights = find_weights(call.weights)
-  config = trained_config(call, weights)
-  announce(call, config)
-  return config, weights
-
-
-def trained_config(call: Call, weights: Path | None = None) -> "ConfigDict":
-  """The configuration that a run, a weights file or an ensemble is evaluated with, resolved.
-
-  Args:
-    call: `workdir` is read unless there is a weights file; a recipe that it names must be of the
-      same network, or of an ensemble, whose configuration it then is.
-    weights: path of a weights file, or None.
-
-  Raises:
-    InputError: if there is no such network, or the recipe is of another.
-  """
-  import jax
-
-  from medlitenet_jax import config as config_lib
-
-  platform = jax.default_backend()
-  if call.recipe_named and call.recipe.ensemble.members:
-    return config_lib.resolve(call.recipe, platform)
-  if weights is None:
-    saved = config_lib.load(call.workdir)
-  else:
-    from medlitenet_jax.formats.safetensors import read_config
-
-    saved = read_config(weights)
-  if call.recipe_named:
-    asked = config_lib.resolve(call.recipe, platform)
-    config_lib.refuse_other_network(weights or call.workdir, saved, asked)
-  return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe)
-
-
 def announce(call: Call, config: "ConfigDict") -> None:
   """Logs what is run on what, once for all processes."""
   import jax

@@ -133,9 +133,7 @@ def read_evaluations(inputs: Sequence[Path]) -> list[Evaluation]:
       raise InputError(f"{folder}: not a whole evaluation ({error}); evaluate again") from error
     missing = {*TESTED} - rows[0].keys() if rows else {*TESTED}
     if missing:
-      raise InputError(
-        f"{folder}: {CASES_FILE} has no {sorted(missing)[0]}; evaluate again with this version"
-      )
+      raise InputError(f"{folder}: {CASES_FILE} has no column {sorted(missing)[0]}; evaluate again")
     evaluation = Evaluation(name, folder, summary, cases)
     try:
       _results_row(evaluation)
@@ -185,10 +183,7 @@ def _protocol_differences(evaluations: Sequence[Evaluation]) -> dict[str, list[A
   return {
     name: [protocol.get(name) for protocol in protocols]
     for name in PROTOCOL
-    # An evaluation that is older than a part of the protocol went without it.
-    if any(
-      (protocol.get(name) or None) != (protocols[0].get(name) or None) for protocol in protocols
-    )
+    if any(protocol.get(name) != protocols[0].get(name) for protocol in protocols)
   }
 
 
@@ -212,8 +207,8 @@ def _open_photographs(evaluation: Evaluation) -> Source | None:
   try:
     config = config_lib.load(evaluation.folder)
     source = create_source(config.data, config.eval.split, config.seed)
-  except (InputError, KeyError) as error:  # KeyError: older than a field of the data
-    logger.warning("No pictures of cases, for their photographs cannot be read: %s", error)
+  except (InputError, KeyError, AttributeError) as error:  # also of a damaged config.json
+    logger.warning("No pictures of cases, because the photographs cannot be read: %s", error)
     return None
   if set(source.case_ids) != set(evaluation.cases):
     logger.warning("No pictures of cases: the data has changed since %s.", evaluation.folder)

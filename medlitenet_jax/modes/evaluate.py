@@ -1,9 +1,9 @@
-"""Evaluation: masks at the photograph's own size, scored case by case under a stated protocol."""
+"""Evaluation: scores at each photograph's own size, with the protocol by which they were made."""
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,17 @@ from medlitenet_jax.data.images.image_files import read_grey, read_mask, write_g
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
 from medlitenet_jax.data.sources import create_source
-from medlitenet_jax.inference.ensemble import Maps
-from medlitenet_jax.inference.networks import (
-  Network,
-  compile_networks,
-  load_networks,
-  precision_of,
-  predict_cases,
-)
+from medlitenet_jax.inference.networks import Network, Predict, create_predict, precision_of
+from medlitenet_jax.inference.outline import mask_rule
+from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.threshold import choose_threshold
-from medlitenet_jax.modes.call import Call, begin, find_trained
+from medlitenet_jax.modes.call import Call, begin
+from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.evaluation import PageCase, write_page
 from medlitenet_jax.pages.figures import draw_failures, draw_grid
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import CaseScore, score_case, summarise_scores
+from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.scores.statistics import Calibration
 from medlitenet_jax.system import devices, tables
 from medlitenet_jax.system.errors import InputError
@@ -49,57 +46,55 @@ PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
 def main(call: Call) -> None:
   """Scores the network that the command line names; see `evaluate`."""
   begin(call, call.workdir, shared=True, weights=True)
-  config, weights = find_trained(call)
-  evaluate(config, call.workdir, call.command, weights)
+  evaluate(*open_networks(call), call.workdir, call.command)
 
 
 def evaluate(
-  config: ConfigDict, workdir: Path, command: str, weights: Path | None = None
+  config: ConfigDict, networks: Sequence[Network], workdir: Path, command: str
 ) -> dict[str, Any]:
-  """Scores a run's checkpoint, or an ensemble of runs, on a split.
+  """Scores a network, or an ensemble of networks, on a split.
 
   Args:
-    config: resolved; of the run as its workdir has it, with the evaluation's own fields as wanted,
-      or of an ensemble.
-    workdir: folder of the run or ensemble; `eval/SPLIT/` in it receives masks, tables, pictures
-      and `tables.html`, and is replaced once everything is written.
-    command: that asked for it, for the protocol.
-    weights: a weights file that is scored in place of the run's checkpoint.
+    config: resolved; what the networks are evaluated with.
+    networks: one, or the members of an ensemble with weights of sum 1.
+    workdir: folder that receives `eval/SPLIT/` with masks, tables, pictures and a page; an earlier
+      one is replaced once everything is written.
+    command: the command line, for the protocol.
 
   Returns:
     The summary, as `summary.json` holds it.
 
   Raises:
-    InputError: if the checkpoint or the data cannot be used, if a weights file would be scored in
-      the folder of a run, or if the members of an ensemble were trained on or selected by a case
-      that is scored.
+    InputError: if the data cannot be used, if the folder holds another network's run, or if a
+      member of an ensemble was trained on or selected by a case that is scored.
   """
-  if weights is not None and whole_steps(workdir):
+  origins = [network.origin["run"] for network in networks]
+  of_run = origins == [str(workdir)]
+  if not of_run and whole_steps(workdir):
     raise InputError(
-      f"{workdir}: holds a run, and the scores of {weights} would replace its own; choose another "
-      "--workdir"
+      f"{workdir}: holds a run, and the scores of {', '.join(origins)} would replace its own; "
+      "choose another --workdir"
     )
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
-  networks = load_networks(config, workdir, weights)
   seen = _seen_cases(networks, source.case_ids, split)
-  predict = compile_networks(networks, config.eval.tta)
+  predict = create_predict(networks, config.eval.tta)
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
+  rule = mask_rule(config.eval, threshold)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
   devices.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
   sizes = [network.image_size for network in networks]
-  rows, stages, calibration = score_cases(predict, source, sizes, config, threshold, folder)
+  rows, stages, calibration = score_cases(predict, source, sizes, config, rule, folder)
 
   summary = {
     **summarise_scores(rows, stages, calibration, max(sizes), config.eval.review_below),
-    "protocol": _protocol(config, source, networks, seen, threshold, command),
+    "protocol": _protocol(config, source, networks, seen, rule, command),
   }
 
   def finish() -> None:
     tables.write_csv(folder / CASES_FILE, rows)
-    # Of a weights file no training is at hand; the folder's own would be another network's.
-    curves = log.read_metrics(workdir) if weights is None else []
+    curves = log.read_metrics(workdir) if of_run else []
     _draw(folder, summary, rows, source, curves)
     replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     config_lib.save(config, folder)
@@ -115,29 +110,30 @@ def evaluate(
 
 
 def score_cases(
-  predict: Callable[[Mapping[int, Any]], Maps],
+  predict: Predict,
   source: Source,
   image_sizes: Sequence[int],
   config: ConfigDict,
-  threshold: float,
+  rule: MaskRule,
   folder: Path,
 ) -> tuple[list[dict[str, Any]], list[Any], Calibration]:
-  """Runs networks over a source, and scores and writes each case while the next are computed.
+  """Scores the cases of a source and writes their masks and maps.
 
-  Each of several processes does so for its own cases, in one folder.
+  The networks compute a batch while the one before it is scored. Of several processes, each scores
+  and writes its own cases, all in one folder.
 
   Args:
-    predict: images by size to Maps.
+    predict: runs the networks, as `create_predict` makes it.
     source: the cases.
-    image_sizes: that the networks see.
-    config: resolved; `eval` and `data` are used.
-    threshold: probability from which a pixel is lesion.
+    image_sizes: sides that the networks take, in pixels.
+    config: resolved; `eval`, `data` and `preprocess` are used.
+    rule: makes the masks.
     folder: receives masks and maps.
 
   Returns:
-    rows: one a case, as `cases.csv` holds it.
-    stages: counts after each step of the clean-up, one a case.
-    calibration: over all pixels.
+    rows: one for each case, as `cases.csv` holds it.
+    stages: the scores after each step of the mask's making, one mapping for each case.
+    calibration: over all pixels of all cases.
   """
 
   def make_folders() -> None:
@@ -156,7 +152,7 @@ def score_cases(
     dynamic_ncols=True,
     disable=not devices.is_first(),
   ):
-    scored = score_case(case, probs, disagreement, config.eval, threshold, own)
+    scored = score_case(case, probs, disagreement, rule, own)
     _write_case(folder, scored)
     found.append((case.index, (scored.row, scored.stages)))
   rows, stages = zip(*devices.gather_cases(found), strict=True)
@@ -198,10 +194,10 @@ def _protocol(
   source: Source,
   networks: Sequence[Network],
   seen: Mapping[str, int],
-  threshold: float,
+  rule: MaskRule,
   command: str,
 ) -> dict[str, Any]:
-  """How the scores came about: what two numbers must share to be compared."""
+  """How the scores were made. Two evaluations compare where their protocols agree."""
   members = [{**network.origin, "weight": float(network.weight)} for network in networks]
   single = members[0] if len(members) == 1 else None
   return {
@@ -211,10 +207,10 @@ def _protocol(
     "scored_at": "each photograph's own size",
     "aggregation": "per image, then mean and standard deviation over images",
     "interval": "95 % percentile bootstrap over images",
-    "threshold": threshold,
+    "threshold": rule.threshold,
     "threshold_chosen_on": None if config.eval.threshold else "val, by mean Dice",
-    "hysteresis_low": config.eval.hysteresis_low,
-    "postprocessing": list(config.eval.postprocess),
+    "hysteresis_low": rule.low,
+    "postprocessing": list(rule.steps),
     "test_time_augmentation": config.eval.tta,
     "preprocessing": Preprocessing(**config.preprocess).steps,
     "network_size": max(network.image_size for network in networks),

@@ -26,19 +26,14 @@ from medlitenet_jax.data.images.image_files import (
   write_mask,
 )
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.inference.networks import (
-  Network,
-  compile_networks,
-  load_networks,
-  precision_of,
-  predict_cases,
-)
+from medlitenet_jax.inference.networks import Network, create_predict, precision_of
+from medlitenet_jax.inference.outline import Outline, mask_rule, outline_of_maps
+from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.threshold import read_threshold
-from medlitenet_jax.modes.call import Call, begin, find_trained
+from medlitenet_jax.modes.call import Call, begin
+from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.outlines import PREDICTION_COLOR, outlined
-from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
-from medlitenet_jax.scores.masks import mask_stages
-from medlitenet_jax.scores.measure import measure_lesion
+from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
@@ -162,57 +157,57 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
 def main(call: Call) -> None:
   """Outlines the photographs that the command line names; see `predict`."""
   begin(call, call.output, weights=True, inputs=True)
-  config, weights = find_trained(call)
-  predict(config, call.workdir, call.inputs, call.output, call.mm_per_pixel, weights)
+  if call.mm_per_pixel is not None and not 0 < call.mm_per_pixel < float("inf"):
+    raise InputError(f"--mm_per_pixel is {call.mm_per_pixel!r}; it takes a number above 0")
+  config, networks = open_networks(call)
+  threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
+  rule = mask_rule(config.eval, threshold)
+  predict(config, networks, rule, call.inputs, call.output, call.mm_per_pixel)
 
 
 def predict(
   config: ConfigDict,
-  workdir: Path,
+  networks: Sequence[Network],
+  rule: MaskRule,
   inputs: Sequence[Path],
   output: Path,
   mm_per_pixel: float | None = None,
-  weights: Path | None = None,
 ) -> None:
   """Outlines the lesions in photographs; a second call goes on where the first stopped.
 
   Args:
-    config: resolved; of a run or of an ensemble.
-    workdir: its folder.
+    config: resolved; `eval`, `data` and `preprocess` are used.
+    networks: one, or the members of an ensemble with weights of sum 1.
+    rule: makes the masks.
     inputs: image files and folders of them.
     output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
-    mm_per_pixel: scale of the photographs, or None.
-    weights: a weights file that is used in place of the run's checkpoint.
+    mm_per_pixel: side of a pixel on the skin, above 0, or None if it is not known.
 
   Raises:
     InputError: if nothing can be predicted, if `output` was made with other settings or another
       process writes to it, and, once all others are done, if a photograph could not be read.
   """
-  if mm_per_pixel is not None and not 0 < mm_per_pixel < float("inf"):
-    raise InputError(f"--mm_per_pixel is {mm_per_pixel!r}; it takes a number above 0")
   paths = find_photographs(inputs)
-  networks = load_networks(config, workdir, weights)
-  threshold = config.eval.threshold or read_threshold(networks, config, workdir)
-  settings = _settings(config, networks, threshold, mm_per_pixel)
+  settings = _settings(config, networks, rule, mm_per_pixel)
   notes = {"runs": [network.origin["run"] for network in networks]}
   claim_folder(output, SETTINGS_FILE, settings, "--output")
   with lock_folder(output, "is predicting into it", "--output"):
-    # Once more: another process may have begun and ended since.
+    # Again: another process may have written to it between the first check and the lock.
     claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
-    _outline_what_is_left(config, networks, threshold, mm_per_pixel, paths, output)
+    _predict_rest(config, networks, rule, mm_per_pixel, paths, output)
 
 
-def _outline_what_is_left(
+def _predict_rest(
   config: ConfigDict,
   networks: Sequence[Network],
-  threshold: float,
+  rule: MaskRule,
   mm_per_pixel: float | None,
   paths: Sequence[Path],
   output: Path,
 ) -> None:
-  """Does what is left in a folder that is this process's alone."""
+  """Outlines the photographs that earlier calls have left; the folder must be locked."""
   done, failed_before = _rows_of(output)
   left = [path for path in paths if not _is_done(path, done, output)]
   if len(left) < len(paths):
@@ -224,7 +219,10 @@ def _outline_what_is_left(
       failed.append({"photograph": str(photograph.path), "reason": photograph.error})
       tqdm.write(photograph.error)
       continue
-    row = _write(photograph, probs, disagreement, config.eval, threshold, mm_per_pixel, output)
+    size = photograph.height, photograph.width
+    found = outline_of_maps(probs, disagreement, *size, rule, mm_per_pixel)
+    _write_pictures(photograph, found, rule, output)
+    row = _row(photograph, found)
     tables.append_csv(output / MEASUREMENTS_FILE, row)
     done[photograph.case_id] = row
   asked = {path.stem for path in paths}
@@ -241,13 +239,13 @@ def _outline_what_is_left(
 
 
 def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[Path]) -> Iterable:
-  """The photographs with their maps, under a bar of progress."""
+  """The photographs with their maps, under a progress bar."""
   if not paths:
     return []
-  with config.unlocked():  # rows that only fill a batch cost as much as photographs
+  with config.unlocked():  # a row that only fills a batch costs as much as a photograph
     config.eval.batch_size = min(config.eval.batch_size, len(paths))
   cases = predict_cases(
-    compile_networks(networks, config.eval.tta),
+    create_predict(networks, config.eval.tta),
     PhotographSource(paths),
     [network.image_size for network in networks],
     config,
@@ -256,12 +254,12 @@ def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[
 
 
 def _settings(
-  config: ConfigDict, networks: Sequence[Network], threshold: float, mm_per_pixel: float | None
+  config: ConfigDict, networks: Sequence[Network], rule: MaskRule, mm_per_pixel: float | None
 ) -> dict[str, Any]:
-  """What two calls must share for their results to stand in one table.
+  """The settings that two calls must share for their results to stand in one table.
 
-  Where a network lies is no part of it, if its scores tell it from others: it may be moved, and a
-  path can be written in many ways.
+  The path of a network is not among them, for it may be moved, unless it has no validation scores
+  that tell it from others.
   """
   return {
     "networks": [
@@ -273,9 +271,9 @@ def _settings(
       for n in networks
     ],
     "test_time_augmentation": config.eval.tta,
-    "threshold": threshold,
-    "hysteresis_low": config.eval.hysteresis_low,
-    "postprocessing": list(config.eval.postprocess),
+    "threshold": rule.threshold,
+    "hysteresis_low": rule.low,
+    "postprocessing": list(rule.steps),
     "precision": precision_of(networks),
     "mm_per_pixel": mm_per_pixel,
   }
@@ -335,46 +333,31 @@ def _sha256(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def _write(
-  photograph: Photograph,
-  probs: np.ndarray,
-  disagreement: np.ndarray,
-  evaluation: ConfigDict,
-  threshold: float,
-  mm_per_pixel: float | None,
-  output: Path,
-) -> dict[str, Any]:
-  """Writes the pictures of one photograph and returns its row of `measurements.csv`."""
-
-  def mask_at(height: int, width: int) -> np.ndarray:
-    stages = mask_stages(
-      *(probs, height, width),
-      threshold=threshold,
-      low=evaluation.hysteresis_low,
-      steps=evaluation.postprocess,
-    )
-    return list(stages.values())[-1]
-
-  case_id, view = photograph.case_id, photograph.view
-  mask, small = mask_at(photograph.height, photograph.width), mask_at(*probs.shape)
-  size = (view.shape[1], view.shape[0])
-  shown = mask if mask.shape == view.shape[:2] else mask_at(*view.shape[:2])
-  entropy = entropy_bits(probs)
-  enlarged = cv2.resize(entropy, size, interpolation=cv2.INTER_LINEAR)
-  files = _files_of(case_id, output)
+def _write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, output: Path) -> None:
+  """Writes mask, overlay and map of uncertainty of one photograph."""
+  view = photograph.view
+  height, width = view.shape[:2]
+  same = found.mask.shape == (height, width)
+  shown = found.mask if same else rule.mask(found.probs, height, width)
+  files = _files_of(photograph.case_id, output)
   write_color(files["overlays"], outlined(view, shown, PREDICTION_COLOR))
+  enlarged = cv2.resize(found.entropy, (width, height), interpolation=cv2.INTER_LINEAR)
   write_grey(files["uncertainty"], enlarged)
-  write_mask(files["masks"], mask)
+  write_mask(files["masks"], found.mask)
+
+
+def _row(photograph: Photograph, found: Outline) -> dict[str, Any]:
+  """The row of `measurements.csv` of one photograph."""
   return {
-    "case_id": case_id,
+    "case_id": photograph.case_id,
     "photograph": photograph.path.name,
     "sha256": photograph.sha256,
     "height": photograph.height,
     "width": photograph.width,
-    "confidence": round(expected_dice(probs, small), 4),
-    "mean_entropy": round(float(entropy.mean()), 5),
-    "mean_disagreement": round(float(disagreement.mean()), 5),
-    **{name: _rounded(value) for name, value in measure_lesion(mask, mm_per_pixel).items()},
+    "confidence": round(found.confidence, 4),
+    "mean_entropy": round(float(found.entropy.mean()), 5),
+    "mean_disagreement": round(float(found.disagreement.mean()), 5),
+    **{name: _rounded(value) for name, value in found.measurements.items()},
   }
 
 

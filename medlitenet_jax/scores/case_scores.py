@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
-from ml_collections import ConfigDict
 
 from medlitenet_jax.data.cases import Case
 from medlitenet_jax.data.images.resize import resize_mask
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 from medlitenet_jax.scores.difficulty import border_contrast, terciles
-from medlitenet_jax.scores.masks import PLAIN_THRESHOLD, mask_stages
+from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.scores.statistics import Calibration, rank_correlation, summarise
 from medlitenet_jax.scores.surface import SURFACE_SCORES, surface_scores
 
@@ -47,8 +47,7 @@ def plain_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   Returns:
     A number for each name in `metrics.SCORES`.
   """
-  (mask,) = mask_stages(probs, *truth.shape, threshold=PLAIN_THRESHOLD).values()
-  return _scores(metrics.confusion_of_masks(mask, truth))
+  return _scores(metrics.confusion_of_masks(MaskRule().mask(probs, *truth.shape), truth))
 
 
 def _scores(counts: metrics.Confusion) -> dict[str, float]:
@@ -59,41 +58,28 @@ def score_case(
   case: Case,
   probs: np.ndarray,
   disagreement: np.ndarray,
-  evaluation: ConfigDict,
-  threshold: float,
+  rule: MaskRule,
   calibration: Calibration,
 ) -> CaseScore:
   """Scores one case at its photograph's own size, and again at the network's.
 
   Args:
-    case: with its photograph at the network's size S and its truth at its own.
-    probs: [S, S] float32.
-    disagreement: [S, S] float32.
-    evaluation: `config.eval`.
-    threshold: in force.
-    calibration: receives the case's pixels at the network's size.
+    case: its photograph has the network's size S, its truth the photograph's own.
+    probs: [S, S] float32, probability of lesion.
+    disagreement: [S, S] float32, standard deviation over networks and views.
+    rule: makes the mask.
+    calibration: the case's pixels at the network's size are added to it.
 
   Returns:
-    CaseScore.
+    The scores, the mask and the maps of the case.
   """
+  chex.assert_rank([probs, disagreement], 2)
+  chex.assert_equal_shape([probs, disagreement])
   truth, size = case.mask, probs.shape
-  stages = mask_stages(
-    *(probs, *truth.shape),
-    threshold=threshold,
-    low=evaluation.hysteresis_low,
-    steps=evaluation.postprocess,
-  )
+  stages = rule.stages(probs, *truth.shape)
   counts = {name: metrics.confusion_of_masks(mask, truth) for name, mask in stages.items()}
   prediction, final = list(stages.values())[-1], list(counts.values())[-1]
-  small_truth = resize_mask(truth, *size)
-  small = list(
-    mask_stages(
-      *(probs, *size),
-      threshold=threshold,
-      low=evaluation.hysteresis_low,
-      steps=evaluation.postprocess,
-    ).values()
-  )[-1]
+  small_truth, small = resize_mask(truth, *size), rule.mask(probs, *size)
   small_counts = metrics.confusion_of_masks(small, small_truth)
   calibration.add(probs, small_truth)
   entropy = entropy_bits(probs)

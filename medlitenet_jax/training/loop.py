@@ -21,8 +21,10 @@ from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import CachedCases, create_source
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
-from medlitenet_jax.inference.networks import create_predict, predict_cases
+from medlitenet_jax.inference.networks import Network, create_predict
+from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, model_parts
 from medlitenet_jax.models.structure import inspect_model
@@ -111,8 +113,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
 
 
 def validate(
-  predict: Callable,
-  variables,
+  probs: Callable,
   source: Source,
   config: ConfigDict,
   stopped: Callable[[], bool] = lambda: False,
@@ -122,8 +123,7 @@ def validate(
   They are those of a plain evaluation: no test-time augmentation, no clean-up, threshold one half.
 
   Args:
-    predict: of `create_predict`.
-    variables: of the network, folded.
+    probs: the network, as `Network` has it.
     source: the cases.
     config: resolved; `eval`, `data` and `preprocess` are used.
     stopped: asked after each case; once it is true, the rest is left out.
@@ -131,13 +131,13 @@ def validate(
   Returns:
     The mean over cases of each name in `metrics.SCORES`; None if cases were left out.
   """
-  maps = functools.partial(predict, [variables])
-  cases = predict_cases(maps, source, [config.eval.image_size], config)
+  size = config.eval.image_size
+  cases = predict_cases(create_predict([Network(probs, size)]), source, [size], config)
   own: list[tuple[int, dict[str, float]]] = []
-  for case, probs, _ in cases:
+  for case, found, _ in cases:
     if stopped():
       return None
-    own.append((case.index, plain_scores(probs, case.mask)))
+    own.append((case.index, plain_scores(found, case.mask)))
   rows = devices.gather_cases(own)
   return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 
@@ -152,7 +152,7 @@ class _Loop:
     model = create_model(config.model.to_dict(), DTYPES[config.precision])
     tx, self._schedule = create_run_optimizer(config.optim, self._plan.total_steps)
     self._step_fn = create_train_step(config, model, tx)
-    self._predict = create_predict([(model, config.eval.image_size)])
+    self._probs = jax.jit(functools.partial(lesion_probs, model))
     folds = inspect_model(model, config.eval.image_size).folds
     self._fold = jax.jit(functools.partial(fold_batch_norm, folds=folds))
     self._batches = create_train_batches(config, sources["train"], self._plan)
@@ -272,7 +272,8 @@ class _Loop:
     """Scores the averaged network and logs them; None if a signal cut that short."""
     hurried = self._stopped if jax.process_count() == 1 else lambda: False
     variables = self._fold(self._state.ema_variables)
-    scores = validate(self._predict, variables, self._sources["val"], self._config, hurried)
+    probs = functools.partial(self._probs, variables)
+    scores = validate(probs, self._sources["val"], self._config, hurried)
     if scores is not None:
       self._log.write(step=self._seen, epoch=self._epoch, split="val", figures=scores)
       if devices.is_first():

@@ -11,9 +11,10 @@ import pytest
 from safetensors import safe_open
 from small_runs import ROOT, launch, resolved
 
+from medlitenet_jax import load
 from medlitenet_jax.config import differences, resolve
 from medlitenet_jax.data.sources import create_source
-from medlitenet_jax.formats.safetensors import RELEASED, find_weights, load, read_weights
+from medlitenet_jax.formats.safetensors import RELEASED, find_weights, read_weights
 from medlitenet_jax.modes.prepare import prepare
 from medlitenet_jax.scores.metrics import SCORES
 

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import cv2
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_runs import (
   ROOT,
@@ -21,15 +24,17 @@ from small_runs import (
 )
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.config import load as load_config
 from medlitenet_jax.formats.safetensors import (
-  Segmenter,
+  FORMAT,
   find_weights,
-  load,
   read_weights,
   write_weights,
 )
-from medlitenet_jax.inference.networks import load_averaged
+from medlitenet_jax.inference.networks import create_network
+from medlitenet_jax.inference.segmenter import load
+from medlitenet_jax.inference.trained import open_trained
+from medlitenet_jax.models import registry
+from medlitenet_jax.models.entry import Entry
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.evaluate import evaluate
@@ -59,12 +64,13 @@ def photographs(tmp_path_factory):
 
 
 def test_the_file_holds_the_averaged_network_and_what_it_is(exported):
-  config = load_config(finished_run())
-  variables, origin = load_averaged(config, finished_run())
+  trained = open_trained(finished_run())
   weights = read_weights(exported / "finished.safetensors")
-  jax.tree.map(np.testing.assert_array_equal, weights.variables, jax.device_get(variables))
-  assert weights.config.model == config.model
-  assert weights.origin == {**origin, "run": "finished"}
+  variables = jax.device_get(trained.variables)
+  jax.tree.map(np.testing.assert_array_equal, weights.variables, variables)
+  assert weights.config.model == trained.config.model
+  assert weights.origin == {**trained.origin, "run": "finished"}
+  assert weights.seen == trained.seen
   assert len(weights.seen["train"]) == 13 and len(weights.seen["val"]) == 3
   text = (exported / "finished.safetensors").read_bytes()
   assert str(scratch()).encode() not in text and str(ROOT).encode() not in text
@@ -117,9 +123,10 @@ def test_a_file_is_scored_as_the_run_is_and_knows_what_it_has_seen(exported, tmp
 
 
 def test_the_scores_of_a_run_are_not_replaced_by_those_of_a_file(exported):
-  path = exported / "finished.safetensors"
-  with pytest.raises(InputError, match="holds a run"):
-    evaluate(resolved(), finished_run(), "python launch.py", path)
+  trained = open_trained(exported / "finished.safetensors")
+  network = create_network(trained, resolved())
+  with pytest.raises(InputError, match=r"holds a run, and the scores of .*finished\.safetensors"):
+    evaluate(resolved(), [network], finished_run(), "python launch.py")
 
 
 def test_neither_orbax_nor_grain_nor_tfds_is_needed(exported, photographs):
@@ -131,8 +138,8 @@ class Missing:
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 import cv2
-from medlitenet_jax.formats.safetensors import load
-segment = load({str(exported / "finished.safetensors")!r})
+import medlitenet_jax
+segment = medlitenet_jax.load({str(exported / "finished.safetensors")!r})
 print(segment(cv2.imread({str(photographs / "wide.png")!r})[..., ::-1]).shape)
 """
   done = subprocess.run(
@@ -144,8 +151,6 @@ print(segment(cv2.imread({str(photographs / "wide.png")!r})[..., ::-1]).shape)
 
 def changed(exported, tmp_path, change):
   """The file with its tensors and texts changed."""
-  from safetensors import safe_open
-
   path = exported / "finished.safetensors"
   with safe_open(path, framework="numpy") as file:
     metadata = dict(file.metadata())
@@ -184,15 +189,87 @@ def test_a_damaged_file_is_refused(exported, tmp_path, keep):
 
 
 def test_what_is_written_is_read(tmp_path):
-  config = load_config(finished_run())
-  variables = jax.device_get(load_averaged(config, finished_run())[0])
-  write_weights(
-    tmp_path / "a.safetensors", variables, config, {"step": 3}, {"train": [], "val": []}
-  )
-  weights = read_weights(tmp_path / "a.safetensors")
-  assert config_lib.differences(weights.config, config) == {} and weights.origin == {"step": 3}
-  blank = np.zeros((40, 50, 3), np.uint8)
-  assert Segmenter(weights)(blank).shape == (40, 50)
+  trained = open_trained(finished_run())
+  path = tmp_path / "a.safetensors"
+  seen = {"train": [], "val": []}
+  write_weights(path, jax.device_get(trained.variables), trained.config, {"step": 3}, seen)
+  weights = read_weights(path)
+  assert config_lib.differences(weights.config, trained.config) == {}
+  assert weights.origin == {"step": 3} and weights.seen == seen
+
+
+def with_model(change):
+  """Changes the network's fields in the configuration of a file."""
+
+  def act(tensors, metadata):
+    config = json.loads(metadata["config"])
+    change(config["model"], config["model"]["medlitenet"])
+    metadata["config"] = json.dumps(config)
+
+  return act
+
+
+def test_a_field_that_the_file_lacks_has_the_modules_default(exported, tmp_path):
+  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("dropout")))
+  weights, before = (read_weights(p).variables for p in (path, exported / "finished.safetensors"))
+  jax.tree.map(np.testing.assert_array_equal, weights, before)
+  assert load(path)(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    (lambda model, own: own.update(windows=3), r"config\.model\.medlitenet\.windows"),
+    (lambda model, own: model.update(windows=3), r"config\.model\.windows"),
+    (lambda model, own: model.update(name="other"), r"'other' is not one of"),
+  ],
+)
+def test_a_field_that_the_network_does_not_have_is_refused(exported, tmp_path, change, says):
+  path = changed(exported, tmp_path, with_model(change))
+  with pytest.raises(InputError, match=says) as error:
+    read_weights(path)
+  assert str(path) in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_released_files_are_of_the_earlier_layout_and_new_ones_are_not(exported):
+  def format_of(path):
+    with safe_open(path, framework="numpy") as file:
+      return file.metadata()["format"], json.loads(file.metadata()["config"])
+
+  name, config = format_of(find_weights("base"))
+  assert name == "medlitenet_jax 1" and "mixer_dim" in config["model"]
+  read = read_weights(find_weights("base")).config
+  assert read.model.medlitenet.mixer_dim == config["model"]["mixer_dim"]
+  assert read.loss.dice.weight == config["loss"]["dice_weight"]
+  name, config = format_of(exported / "finished.safetensors")
+  assert name == FORMAT and "mixer_dim" in config["model"]["medlitenet"]
+
+
+def test_a_network_without_norms_writes_and_reads_back(tmp_path, monkeypatch):
+  class Plain(nn.Module):
+    """One pixelwise layer."""
+
+    width: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, image, *, train: bool = False):
+      return {"mask": nn.Dense(1, dtype=self.dtype, name="head")(image)}
+
+  monkeypatch.setitem(registry.NETWORKS, "plain", Entry(Plain))
+  tree = open_trained(finished_run()).config.to_dict()
+  tree["model"] = {"name": "plain", "variant": "base", "form": "platform", "remat": False}
+  config = config_lib.from_tree(tree)
+  model = create_model(config.model.to_dict(), DTYPES["float32"])
+  variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+  assert variables.keys() == {"params"}
+  path = tmp_path / "plain.safetensors"
+  write_weights(path, variables, config, {"step": 1}, {"train": [], "val": []})
+  weights = read_weights(path)
+  jax.tree.map(np.testing.assert_array_equal, weights.variables["params"], variables["params"])
+  assert not weights.variables["batch_stats"]
+  photograph = np.full((30, 40, 3), 128, np.uint8)
+  assert load(path)(photograph).shape == (30, 40)
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,30 @@ def test_smaller_maps_are_enlarged_in_place():
   maps = join_maps([large, small], [0.5, 0.5])
   assert maps.probs.shape == (1, 32, 32)
   np.testing.assert_allclose(maps.probs[0, :, 1:-1], large[0, 0, :, 1:-1], atol=1e-6)
+
+
+class EveryVariant(chex.TestCase):
+  """The same maps inside a compiled function and outside one."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_maps_are_joined_alike(self):
+    stacks, weights = [stack(0, 6), stack(1, 1, size=8)], [0.3, 0.7]
+    maps = self.variant(lambda *stacks: join_maps(stacks, weights))(*stacks)
+    chex.assert_shape(maps, (2, 16, 16))
+    chex.assert_type(maps, jnp.float32)
+    for found, expected in zip(maps, join_maps(stacks, weights), strict=True):
+      np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_other_shapes_are_refused():
+  for stacks, weights in (
+    ([stack(0)], [0.5, 0.5]),
+    ([stack(0)[0]], [1.0]),
+    ([stack(0)[..., :8]], [1.0]),
+    ([stack(0), stack(0)[:, :1]], [0.5, 0.5]),
+  ):
+    with pytest.raises(AssertionError):
+      join_maps(stacks, weights)
 
 
 def test_weights_follow_the_dice():

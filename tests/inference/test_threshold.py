@@ -1,5 +1,6 @@
 """The threshold chosen on validation: the one of the highest mean Dice, kept with its run."""
 
+import dataclasses
 import json
 
 import cv2
@@ -18,7 +19,7 @@ from medlitenet_jax.inference.threshold import (
 from medlitenet_jax.system.errors import InputError
 
 ORIGIN = {"step": 7, "validation": {"dice": 0.8}}
-NETWORK = Network(None, {}, 64, "float32", 1.0, ORIGIN, {"train": [], "val": []})
+NETWORK = Network(None, 64, origin=ORIGIN)
 
 
 def test_dice_at_every_threshold():
@@ -86,7 +87,7 @@ def test_a_threshold_of_another_network_is_refused(config, tmp_path):
     read_threshold([NETWORK], config, tmp_path)
   choose_threshold(darkness, [NETWORK], config, tmp_path)
   for changed in ({"step": 8}, {"validation": {"dice": 0.81}}):
-    other = NETWORK._replace(origin={**ORIGIN, **changed})
+    other = dataclasses.replace(NETWORK, origin={**ORIGIN, **changed})
     with pytest.raises(InputError, match="another network"):
       read_threshold([other], config, tmp_path)
   with config.unlocked():

@@ -1,5 +1,6 @@
 """Six-fold test-time augmentation keeps what is symmetric and makes symmetric what is not."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,39 @@ def test_it_is_the_mean_of_the_views_turned_back_one_by_one(image):
     *(np.rot90(predict(np.rot90(image, k, (1, 2))), -k, (1, 2)) for k in (1, 2, 3)),
   ]
   np.testing.assert_allclose(six_fold(predict, image), np.mean(one_by_one, 0), atol=1e-6)
+
+
+class EveryVariant(chex.TestCase):
+  """The same result inside a compiled function, outside one, and in NumPy."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_it_can_be_compiled_into_a_larger_program(self):
+    image = jnp.asarray(np.random.default_rng(0).random((2, 12, 12, 3)), jnp.float32)
+    predict = convolving(random_kernel())
+    maps = self.variant(lambda image: six_views(predict, image))(image)
+    expected = [back(predict(view(image))) for view, back in VIEWS]
+    chex.assert_shape(maps, (6, 2, 12, 12))
+    np.testing.assert_allclose(maps, np.stack(expected), atol=1e-6)
+
+
+def test_a_network_outside_jax_is_run_on_six_views(image):
+  predict = convolving(random_kernel())
+  maps = six_views(lambda view: np.asarray(predict(view)), np.asarray(image))
+  np.testing.assert_allclose(maps, six_views(predict, image), atol=1e-6)
+
+
+def test_the_network_is_traced_once(image):
+  predict = jax.jit(chex.assert_max_traces(convolving(random_kernel()), 1))
+  six_views(predict, image)
+  six_views(predict, image + 1)
+
+
+def test_other_shapes_are_refused():
+  for shape in ((12, 12, 3), (1, 12, 8, 3), (1, 12, 12, 1)):
+    with pytest.raises(AssertionError):
+      six_views(convolving(random_kernel()), jnp.zeros(shape))
+  with pytest.raises(AssertionError):
+    six_views(lambda image: image, jnp.zeros((1, 12, 12, 3)))
 
 
 def test_a_half_turn_commutes_with_it(image):

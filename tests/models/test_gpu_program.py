@@ -13,8 +13,8 @@ from small_runs import resolved
 
 from medlitenet_jax.data.augment.on_device import pack_view
 from medlitenet_jax.data.augment.policy import AugmentPolicy
-from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
@@ -106,8 +106,7 @@ def forward_program(precision):
     jax.random.key(0),
     blank,
   )
-  predict = create_predict([(model, SIZE)], tta="six")
-  traced = predict.trace([variables], {SIZE: photographs()})
+  traced = jax.jit(functools.partial(lesion_probs, model)).trace(variables, photographs())
   return traced.lower(lowering_platforms=("cuda",))
 
 
@@ -179,7 +178,7 @@ def test_the_gpu_runs_the_librarys_convolutions_and_the_cpu_none_of_the_depthwis
   model = create_model(config.model.to_dict(), jnp.float32)
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), blank)
-  traced = create_predict([(model, SIZE)]).trace([variables], {SIZE: photographs()})
+  traced = jax.jit(functools.partial(lesion_probs, model)).trace(variables, photographs())
   text = {
     platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "cpu")
   }

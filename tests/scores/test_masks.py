@@ -5,11 +5,11 @@ import pytest
 
 from medlitenet_jax.scores.masks import (
   STEPS,
+  MaskRule,
   drop_specks,
   fill_holes,
   keep_largest,
   lesion_mask,
-  mask_stages,
 )
 
 
@@ -111,7 +111,7 @@ def test_steps_are_applied_in_the_order_given():
   probs = mask.astype(np.float32)
 
   def last(*steps):
-    return list(mask_stages(probs, *mask.shape, threshold=0.5, steps=steps).values())[-1]
+    return MaskRule(steps=steps).mask(probs, *mask.shape)
 
   assert last("fill_holes", "keep_largest").sum() == 16
   assert last("keep_largest", "fill_holes").sum() == 14
@@ -139,7 +139,8 @@ def test_one_threshold_is_hysteresis_without_a_second():
 
 def test_stages_are_named_and_each_works_on_the_one_before():
   probs = np.random.default_rng(1).random((24, 24), np.float32)
-  stages = mask_stages(probs, 24, 24, threshold=0.8, low=0.4, steps=("fill_holes", "keep_largest"))
+  rule = MaskRule(0.8, 0.4, ("fill_holes", "keep_largest"))
+  stages = rule.stages(probs, 24, 24)
   assert list(stages) == [
     "threshold 0.5",
     "threshold 0.8",
@@ -153,20 +154,51 @@ def test_stages_are_named_and_each_works_on_the_one_before():
   filled = fill_holes(stages["hysteresis down to 0.4"])
   np.testing.assert_array_equal(stages["fill_holes"], filled)
   np.testing.assert_array_equal(stages["keep_largest"], keep_largest(filled))
-  assert list(mask_stages(probs, 24, 24, threshold=0.5)) == ["threshold 0.5"]
+  assert list(MaskRule().stages(probs, 24, 24)) == ["threshold 0.5"]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+@pytest.mark.parametrize("low", [0.0, 0.3])
+@pytest.mark.parametrize("steps", [(), ("keep_largest", "fill_holes")])
+def test_the_mask_is_the_last_of_the_stages(threshold, low, steps):
+  rule = MaskRule(threshold, low, steps)
+  for seed in range(5):
+    probs = np.random.default_rng(seed).random((16, 16), np.float32)
+    for size in ((16, 16), (31, 50)):
+      mask = rule.mask(probs, *size)
+      assert mask.shape == size and mask.dtype == np.uint8
+      np.testing.assert_array_equal(mask, list(rule.stages(probs, *size).values())[-1])
+
+
+@pytest.mark.parametrize(
+  ("settings", "says"),
+  [
+    ({"threshold": 0.0}, "threshold is 0.0"),
+    ({"threshold": 1.5}, "threshold is 1.5"),
+    ({"threshold": float("nan")}, "threshold is nan"),
+    ({"low": 0.5}, "low is 0.5"),
+    ({"low": -0.1}, "low is -0.1"),
+    ({"steps": ("polish",)}, "'polish' is not one of the steps fill_holes"),
+  ],
+)
+def test_a_rule_that_describes_no_mask_is_refused(settings, says):
+  with pytest.raises(ValueError, match=says):
+    MaskRule(**settings)
+
+
+def test_a_batch_is_no_map():
+  with pytest.raises(AssertionError):
+    MaskRule().mask(np.zeros((1, 8, 8), np.float32), 8, 8)
 
 
 def test_threshold_is_taken_at_the_size_of_the_photograph():
-  def at_size(probs, height, width, threshold):
-    return list(mask_stages(probs, height, width, threshold=threshold).values())[-1]
-
   probs = np.zeros((64, 64), np.float32)
   probs[:, 32:] = 1
-  mask = at_size(probs, 100, 301, 0.5)
+  mask = MaskRule(0.5).mask(probs, 100, 301)
   assert mask.shape == (100, 301) and mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, np.repeat(mask[:1], 100, axis=0))
   assert mask[0, :150].sum() == 0 and mask[0, 151:].sum() == 150
   ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-  fine = at_size(ramp, 64, 640, 0.3)
+  fine = MaskRule(0.3).mask(ramp, 64, 640)
   assert fine[0].sum() == pytest.approx(640 * 0.7, abs=6)
-  assert at_size(np.full((64, 64), 0.5, np.float32), 70, 80, 0.5).all()
+  assert MaskRule(0.5).mask(np.full((64, 64), 0.5, np.float32), 70, 80).all()

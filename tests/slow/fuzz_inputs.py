@@ -33,12 +33,15 @@ from medlitenet_jax.data import splits
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.public import archives, convert
 from medlitenet_jax.data.sources import create_source
-from medlitenet_jax.inference import networks, threshold
-from medlitenet_jax.inference.ensemble import Maps
+from medlitenet_jax.inference import members as members_module
+from medlitenet_jax.inference import threshold
+from medlitenet_jax.inference.networks import Network
+from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes import check, compare, evaluate, predict
 from medlitenet_jax.pages import figures
+from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training import log
@@ -223,27 +226,11 @@ def splits_file(rng, folder):
 def _fake_network(workdir="run"):
   validation = {"dice": 0.5}
   origin = {"run": workdir, "model": "m", "variant": "v", "step": 3, "validation": validation}
-  return networks.Network(None, {}, 64, "float32", 1.0, origin, {"train": ["t"], "val": ["v"]})
 
+  def red(image):
+    return np.asarray(image, np.float32)[..., 0] / 255
 
-def _fake_maps(images) -> Maps:
-  (batch,) = images.values()
-  probs = np.asarray(batch, np.float32)[..., 0] / 255
-  return Maps(probs, np.zeros_like(probs))
-
-
-@contextlib.contextmanager
-def _without_networks():
-  """Lets modes run with the red channel for a map of probabilities, and draw nothing."""
-  with contextlib.ExitStack() as stack:
-    for module in (predict, evaluate):
-      for name, fake in (
-        ("load_networks", lambda *_: [_fake_network()]),
-        ("compile_networks", lambda *_: _fake_maps),
-      ):
-        stack.enter_context(mock.patch.object(module, name, fake))
-    stack.enter_context(mock.patch.object(evaluate, "_draw"))
-    yield
+  return Network(red, 64, origin=origin, seen={"train": ["t"], "val": ["v"]})
 
 
 def photographs(rng, folder):
@@ -254,16 +241,16 @@ def photographs(rng, folder):
   config = config_lib.resolve(config, "cpu")
 
   def act():
-    with _without_networks():
-      attempt(predict.predict, config, folder / "out" / "run", [given], output)
-      if not (output / "failed.csv").exists():
-        return
-      masks, failed = list((output / "masks").iterdir()), tables.read_csv(output / "failed.csv")
-      assert len(masks) + len(failed) == len(image_files.find_images(given))
-      for name in ("predict.json", "measurements.csv"):
-        if rng.random() < 0.6 and (output / name).exists():
-          (output / name).write_bytes(damaged(rng, (output / name).read_bytes()))
-      attempt(predict.predict, config, folder / "out" / "run", [given], output)
+    asked = config, [_fake_network()], MaskRule(), [given], output
+    attempt(predict.predict, *asked)
+    if not (output / "failed.csv").exists():
+      return
+    masks, failed = list((output / "masks").iterdir()), tables.read_csv(output / "failed.csv")
+    assert len(masks) + len(failed) == len(image_files.find_images(given))
+    for name in ("predict.json", "measurements.csv"):
+      if rng.random() < 0.6 and (output / name).exists():
+        (output / name).write_bytes(damaged(rng, (output / name).read_bytes()))
+    attempt(predict.predict, *asked)
 
   return act
 
@@ -278,6 +265,7 @@ def saved_config(rng, folder):
 
   def act():
     saved = attempt(config_lib.load, workdir)
+    attempt(open_trained, workdir)
     if saved is not None:
       found = attempt(config_lib.for_evaluation, saved, {}, "cpu", small_config())
       attempt(config_lib.refuse_other_network, workdir, saved, config)
@@ -311,7 +299,7 @@ def run_files(rng, folder):
   _place(rng, workdir / "metrics.jsonl", b"\n".join(lines))
 
   def act():
-    weights = attempt(networks._ensemble_weights, networks, "h", workdir)
+    weights = attempt(members_module._ensemble_weights, networks, "h", workdir)
     assert weights is None or len(weights) == 2
     found = attempt(threshold.read_threshold, networks, config, workdir)
     assert found is None or 0 < found < 1
@@ -434,8 +422,8 @@ def archive(rng, folder):
 def evaluation() -> Path:
   """The folder of an evaluation of fake maps; not to be changed."""
   workdir = scratch() / "evaluated"
-  with _without_networks():
-    evaluate.evaluate(resolved(eval__image_size=64), workdir, "command")
+  with mock.patch.object(evaluate, "_draw"):
+    evaluate.evaluate(resolved(eval__image_size=64), [_fake_network()], workdir, "command")
   return workdir / "eval" / "test"
 
 
