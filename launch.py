@@ -228,7 +228,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
   weights = choose_weights(mode, recipe_named)
   config = read_config(mode, workdir, weights, recipe_named, jax.default_backend())
   logger = logging.getLogger("medlitenet_jax")
-  if not devices.is_first():
+  if not devices.is_main_process():
     logger.setLevel(logging.WARNING)
   what = f"{config.model.name} {config.model.variant}, {config.precision}"
   if config.ensemble.members:

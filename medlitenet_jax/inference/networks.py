@@ -224,7 +224,7 @@ def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path)
     return weights
   weights = performance_weights([member["dice"] for member in members]).tolist()
   stored = [{**member, "weight": w} for member, w in zip(members, weights, strict=True)]
-  if not devices.is_first():
+  if not devices.is_main_process():
     return weights
   workdir.mkdir(parents=True, exist_ok=True)
   replace_file(path, json.dumps({"val_hash": val_hash, "members": stored}, indent=2) + "\n")
@@ -294,11 +294,11 @@ def predict_cases(
     preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
-    rows=devices.own_rows(batch_size),
+    rows=devices.local_rows(batch_size),
   )
   running = None
   for batch in batches:
-    previous, running = running, (predict(devices.share_out(batch.images)), batch.cases)
+    previous, running = running, (predict(devices.shard_batch(batch.images)), batch.cases)
     if previous is not None:
       yield from _cases_of(*previous)
   if running is not None:
@@ -307,6 +307,6 @@ def predict_cases(
 
 def _cases_of(maps: Maps, cases):
   # Where the compiler has left the maps is its own affair.
-  probs, disagreement = map(devices.own_part, jax.device_put(tuple(maps), devices.by_rows()))
+  probs, disagreement = map(devices.local_values, jax.device_put(tuple(maps), devices.batch_sharding()))
   # Rows that only fill the batch have no case, so zip leaves them out.
   return zip(cases, probs, disagreement, strict=False)

@@ -197,7 +197,7 @@ def time_evaluation(
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )
-  images = devices.share_out(next(batches).images)
+  images = devices.shard_batch(next(batches).images)
   alone = {"networks": lambda: predict(images)}
   logger.info("Evaluating %s.", workdir)
   jax.block_until_ready(predict(images))  # compiled, that its first timing be of itself

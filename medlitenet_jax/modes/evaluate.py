@@ -79,7 +79,7 @@ def evaluate(
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
-  devices.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+  devices.on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
   sizes = [network.image_size for network in networks]
   rows, stages, calibration = score_cases(predict, source, sizes, config, threshold, folder)
 
@@ -102,7 +102,7 @@ def evaluate(
     print(tables.table(*_summary_table(summary)))
     logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
 
-  devices.on_first(finish)
+  devices.on_main_process(finish)
   return summary
 
 
@@ -136,7 +136,7 @@ def score_cases(
     for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
       (folder / name).mkdir(parents=True)
 
-  devices.on_first(make_folders)
+  devices.on_main_process(make_folders)
   own = Calibration()
   found = []
   cases = predict_cases(predict, source, image_sizes, config)
@@ -146,7 +146,7 @@ def score_cases(
     unit="case",
     desc="evaluate",
     dynamic_ncols=True,
-    disable=not devices.is_first(),
+    disable=not devices.is_main_process(),
   ):
     scored = score_case(case, probs, disagreement, config.eval, threshold, own)
     _write_case(folder, scored)

@@ -59,7 +59,7 @@ def available_cores() -> int:
   return os.cpu_count() or 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
   """Whether this process keeps the books: logs, tables, pictures."""
   return jax.process_index() == 0
 
@@ -75,7 +75,7 @@ def replicated() -> NamedSharding:
   return NamedSharding(_mesh(), PartitionSpec())
 
 
-def by_rows() -> NamedSharding:
+def batch_sharding() -> NamedSharding:
   """An equal share of the first axis on each device, as a batch is, process after process."""
   return NamedSharding(_mesh(), PartitionSpec("data"))
 
@@ -104,7 +104,7 @@ def rows_for(count: int) -> int:
   return -(-count // jax.device_count()) * jax.device_count()
 
 
-def own_rows(batch_size: int) -> range:
+def local_rows(batch_size: int) -> range:
   """Which rows of a batch of `batch_size` this process brings."""
   rows = batch_size // jax.device_count()
   processes = [device.process_index for device in _mesh().devices]
@@ -112,20 +112,20 @@ def own_rows(batch_size: int) -> range:
   return range(first * rows, (first + jax.local_device_count()) * rows)
 
 
-def share_out(rows: Any) -> Any:
+def shard_batch(rows: Any) -> Any:
   """Puts this process's rows of a batch onto its devices.
 
   Args:
-    rows: a tree of arrays whose first axis is that of `own_rows`.
+    rows: a tree of arrays whose first axis is that of `local_rows`.
 
   Returns:
     The tree of arrays of the whole batch.
   """
-  return jax.make_array_from_process_local_data(by_rows(), rows)
+  return jax.make_array_from_process_local_data(batch_sharding(), rows)
 
 
-def own_part(array: jax.Array) -> np.ndarray:
-  """Takes this process's rows of an array of `by_rows` back from its devices."""
+def local_values(array: jax.Array) -> np.ndarray:
+  """Takes this process's rows of an array of `batch_sharding` back from its devices."""
   shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
   parts = [np.asarray(shard.data) for shard in shards]
   return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -162,7 +162,7 @@ def gather_cases(of_cases: Iterable[tuple[int, Any]]) -> list[Any]:
   return [value for _, value in sorted(found, key=lambda pair: pair[0])]
 
 
-def on_first(action: Callable[[], Any]) -> None:
+def on_main_process(action: Callable[[], Any]) -> None:
   """Has process 0 do what only one may while the others wait; all must call it together.
 
   Args:
@@ -172,7 +172,7 @@ def on_first(action: Callable[[], Any]) -> None:
     InputError: in the other processes, with the message of whatever process 0 has raised.
   """
   error: Exception | None = None
-  if is_first():
+  if is_main_process():
     try:
       action()
     except Exception as raised:  # goes on below, once the others know

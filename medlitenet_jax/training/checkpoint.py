@@ -67,7 +67,7 @@ class Checkpoints:
     self._folder = (workdir / CHECKPOINT_FOLDER).absolute()
     self._read_only = read_only
     if not read_only:
-      devices.on_first(self._pass_over_half_written)
+      devices.on_main_process(self._pass_over_half_written)
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
@@ -135,7 +135,7 @@ class Checkpoints:
       path.parent.mkdir(exist_ok=True)
       replace_file(path, json.dumps(dict(metrics)))
 
-    devices.on_first(write)
+    devices.on_main_process(write)
     self._manager.reload()
 
   def resume(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState | None:
@@ -159,7 +159,7 @@ class Checkpoints:
         refused[step] = error
         continue
       if refused:
-        devices.on_first(functools.partial(self._put_all_aside, refused))
+        devices.on_main_process(functools.partial(self._put_all_aside, refused))
         self._manager.reload()
       return restored
     if refused:
@@ -276,7 +276,7 @@ class Checkpoints:
       self._put_aside(self._folder / str(step), _reason(refusal.__cause__ or refusal))
 
   def _delete_removed(self) -> None:
-    if self._read_only or not devices.is_first():
+    if self._read_only or not devices.is_main_process():
       return
     shutil.rmtree(self._folder / REMOVED, ignore_errors=True)
 

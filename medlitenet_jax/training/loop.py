@@ -106,7 +106,7 @@ def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grai
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
     on_device=config.data.augment_on == "device",
-    rows=devices.own_rows(config.train.batch_size),
+    rows=devices.local_rows(config.train.batch_size),
   )
 
 
@@ -183,7 +183,7 @@ class _Loop:
       return state
     weights = read_weights(find_weights(name))
     state = start_from(state, jax.device_put(weights.variables, devices.replicated()))
-    devices.on_first(lambda: note_earlier_cases(self._workdir, weights.seen))
+    devices.on_main_process(lambda: note_earlier_cases(self._workdir, weights.seen))
     logger.info("Starting from %s.", name)
     return state
 
@@ -247,7 +247,7 @@ class _Loop:
     with self._kept_if_it_fails():
       self._batch = next(self._batches)
     case_ids = self._batch.pop("case_id")
-    self._batch = devices.share_out(self._batch)
+    self._batch = devices.shard_batch(self._batch)
     self._meter.spent_on("waiting")
     self._state, figures = self._step_fn(self._state, self._batch)
     self._seen += 1
@@ -275,7 +275,7 @@ class _Loop:
     scores = validate(self._predict, variables, self._sources["val"], self._config, hurried)
     if scores is not None:
       self._log.write(step=self._seen, epoch=self._epoch, split="val", figures=scores)
-      if devices.is_first():
+      if devices.is_main_process():
         dice, iou = scores["dice"], scores["iou"]
         self._bar.write(f"epoch {self._epoch:.1f}: val Dice {dice:.4f}, IoU {iou:.4f}")
     return scores
@@ -315,7 +315,7 @@ class _Loop:
       )
 
   def _open_log(self, validated: bool) -> contextlib.AbstractContextManager:
-    if not devices.is_first():
+    if not devices.is_main_process():
       return contextlib.closing(log.NoLog())
     return contextlib.closing(
       log.MetricsLog(self._workdir, resume_step=self._seen, validated=validated)
@@ -327,13 +327,13 @@ class _Loop:
       initial=self._seen,
       unit="batch",
       dynamic_ncols=True,
-      disable=not devices.is_first(),
+      disable=not devices.is_main_process(),
     )
 
   def _profile(self) -> contextlib.AbstractContextManager[Callable]:
     return profile_window(
       start_step=self._config.profile.start_step,
-      num_steps=self._config.profile.num_steps if devices.is_first() else 0,
+      num_steps=self._config.profile.num_steps if devices.is_main_process() else 0,
       folder=self._workdir / "profile",
       parts=model_parts(self._config.model.to_dict(), self._config.eval.image_size),
       program=lambda: self._step_fn.lower(self._state, self._batch).compile().as_text() or "",
@@ -368,7 +368,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     stopped = stack.enter_context(stop_on_signals())
     steps = loop.total_steps
     folder = open_workdir(config, workdir, sources, total_steps=steps, force=force)
-    devices.on_first(lambda: stack.enter_context(folder))
+    devices.on_main_process(lambda: stack.enter_context(folder))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
     loop.run(checkpoints, stopped)
     best_step = checkpoints.best_step
@@ -377,4 +377,4 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     curves = draw_curves(log.read_metrics(workdir), workdir)
     logger.info("Best by validation Dice: after %s batches; curves: %s", best_step, curves)
 
-  devices.on_first(finish)
+  devices.on_main_process(finish)

@@ -129,5 +129,5 @@ def create_train_step(
       image, mask = unpack_views(batch["views"], policy)
     return learn(state, image, {**batch["targets"], "mask": mask})
 
-  whole, shared = devices.replicated(), devices.by_rows()
+  whole, shared = devices.replicated(), devices.batch_sharding()
   return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)
