@@ -282,7 +282,7 @@ def run(mode: str, workdir: Path, output: Path, recipe_named: bool) -> None:
 
     preview(config, output)
   else:
-    from medlitenet_jax.training.loop import train
+    from medlitenet_jax.modes.train import train
 
     train(config, workdir, force=FORCE.value)
 

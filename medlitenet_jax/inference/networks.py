@@ -307,6 +307,8 @@ def predict_cases(
 
 def _cases_of(maps: Maps, cases):
   # Where the compiler has left the maps is its own affair.
-  probs, disagreement = map(devices.local_values, jax.device_put(tuple(maps), devices.batch_sharding()))
+  probs, disagreement = map(
+    devices.local_values, jax.device_put(tuple(maps), devices.batch_sharding())
+  )
   # Rows that only fill the batch have no case, so zip leaves them out.
   return zip(cases, probs, disagreement, strict=False)

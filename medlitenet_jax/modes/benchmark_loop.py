@@ -26,11 +26,12 @@ from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.inference.networks import Network, compile_networks, load_networks
 from medlitenet_jax.modes.evaluate import score_cases
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.speed.timing import time_interleaved
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import log
-from medlitenet_jax.training.loop import create_plan, create_train_batches, train
+from medlitenet_jax.training.run import create_plan, create_train_batches
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from medlitenet_jax.system.devices import is_main_process
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import named_errors, read_text, replace_file
 
@@ -91,14 +92,25 @@ class MetricsLog:
       stack.callback(self._file.close)
 
 
-class NoLog:
-  """Stands for the log in processes that keep none."""
+class NullLog:
+  """Takes the place of the log in processes other than 0 and writes nothing."""
 
   def write(self, **_) -> None:
     """Does nothing."""
 
   def close(self) -> None:
     """Does nothing."""
+
+
+def open_log(workdir: Path, resume_step: int, *, validated: bool) -> MetricsLog | NullLog:
+  """Opens the log of a run in process 0, and one that writes nothing in the others.
+
+  Args:
+    workdir: as `MetricsLog` takes it, as are the others.
+    resume_step: batches seen so far.
+    validated: whether the scores after that batch are saved.
+  """
+  return MetricsLog(workdir, resume_step, validated=validated) if is_main_process() else NullLog()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from medlitenet_jax.system import devices
-from medlitenet_jax.training.log import MetricsLog, NoLog
+from medlitenet_jax.training.log import MetricsLog, NullLog
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class SkippedBatches:
     too_many: whether as many in a row were skipped as a run puts up with.
   """
 
-  def __init__(self, log: MetricsLog | NoLog, *, skipped: int, limit: int):
+  def __init__(self, log: MetricsLog | NullLog, *, skipped: int, limit: int):
     """Starts to watch.
 
     Args:

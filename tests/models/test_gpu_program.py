@@ -17,7 +17,7 @@ from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.run import create_run_optimizer
 from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
 
