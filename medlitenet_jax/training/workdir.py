@@ -128,8 +128,8 @@ def _refuse_changes(workdir: Path, changed: Mapping[str, tuple[Any, Any]], force
     )
   if changed and not force:
     raise InputError(
-      f"{workdir}: holds a run with another configuration: {_list(changed)}; resume it with its own "
-      "configuration, choose another --workdir, or continue with the new values by --force"
+      f"{workdir}: holds a run with another configuration: {_list(changed)}; resume it with its "
+      "own, choose another --workdir, or continue with the new values by --force"
     )
 
 
