@@ -13,7 +13,6 @@ from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.checkpoint import Checkpoints
 from medlitenet_jax.training.layout import HALF_WRITTEN, REMOVED, whole_steps
 
-
 # A restore that fails leaves coroutines of Orbax behind, of which Python warns.
 refused = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
