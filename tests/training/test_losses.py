@@ -180,7 +180,6 @@ def test_a_term_of_weight_0_is_left_out():
   ],
 )
 def test_terms_that_cannot_be_used_are_refused_by_name(terms, says):
-  assert set(TERMS) == {"bce", "dice"}
   with pytest.raises(InputError, match=says):
     create_objective(terms)
 
