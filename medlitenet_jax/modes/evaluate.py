@@ -35,7 +35,7 @@ from medlitenet_jax.system import devices, tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 from medlitenet_jax.training import log
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
 
 logger = logging.getLogger(__name__)
 

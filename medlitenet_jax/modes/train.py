@@ -14,7 +14,7 @@ from medlitenet_jax.pages.figures import draw_curves
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training import log, loop
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
 
 logger = logging.getLogger(__name__)
 

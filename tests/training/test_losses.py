@@ -8,7 +8,6 @@ import pytest
 
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.losses import (
-  TERMS,
   bce_loss,
   boundary_band,
   create_objective,
