@@ -4,6 +4,6 @@
 class InputError(Exception):
   """Something the user gave cannot be used.
 
-  The message is one line that names the file or field and says what to do about it. The command
-  line prints it without a traceback and exits with status 2.
+  The message is one line that names the file or field and says what to do about it. `launch.py`
+  prints it alone, without a traceback, and leaves with exit status 2.
   """
