@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from medlitenet_jax import config as config_lib
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
