@@ -47,7 +47,7 @@ bench: install
 # environment of their own, for they need neither JAX nor the package. Material for MkDocs is kept up
 # until May 2027; the variable leaves out its notice of that.
 docs: .venv-docs/.installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "open build/site/index.html"
 
 .venv-docs/.installed: requirements-docs.txt
