@@ -34,7 +34,11 @@ def main(path: str) -> None:
     mask = (network(photograph) >= 0.5).astype(np.uint8)
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
     both = outlined(outlined(photograph, truth, TRUTH_COLOR), mask, PREDICTION_COLOR)
-    pictures = (photograph, *(cv2.cvtColor(m * 255, cv2.COLOR_GRAY2RGB) for m in (truth, mask)), both)
+    pictures = (
+      photograph,
+      *(cv2.cvtColor(m * 255, cv2.COLOR_GRAY2RGB) for m in (truth, mask)),
+      both,
+    )
     left = column * (SHOWN + GAP)
     for row, picture in enumerate(pictures):
       small = cv2.resize(picture, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA)
