@@ -102,40 +102,48 @@ def get_config() -> ConfigDict:
   config.model.name = "medlitenet"
   config.model.variant = "base"  # base, wide_context, fine_boundary
   config.model.form = "platform"  # of operations; platform: fastest on each; library: plain
-  # None: as the variant says. Set one to change that part alone; False removes it.
-  config.model.encoder_blocks = config_dict.placeholder(tuple)  # MBConv blocks of each stage
-  config.model.mixer_dim = config_dict.placeholder(int)  # channels of a token
-  config.model.mixer_layers = config_dict.placeholder(int)
-  config.model.mixer_heads = config_dict.placeholder(int)
-  config.model.mixer_mlp_ratio = config_dict.placeholder(int)
-  config.model.aspp_branch_dim = config_dict.placeholder(int)  # channels of each branch
-  config.model.aspp_dilations = config_dict.placeholder(tuple)
-  config.model.decoder_dims = config_dict.placeholder(tuple)  # channels, deepest stage first
-  # Where the boundary-aware gate stands: 0 is the encoder's end, 1 to 4 the decoder's stages.
-  config.model.gate_stages = config_dict.placeholder(tuple)
-  config.model.mixer = True
-  config.model.cross_scale = True  # stage-3 tokens join those of stage 4
-  config.model.boundary_bias = True  # boundary map biases the attention
-  config.model.boundary_bias_stage = 1  # encoder stage whose boundary map that is, 1 to 4
-  config.model.fusion = True  # eq. 5; False: plain sum
-  config.model.aspp = True  # False: one 1x1 convolution
-  config.model.gate_context = True  # eq. 7
-  config.model.scse = True
-  config.model.dropout = 0.1  # in the mixer
   config.model.remat = False  # blocks are computed again for the gradient, not kept: saves memory
+  # Each network has a section of its own. None: as the variant says. Set one to change that part
+  # alone; False removes it.
+  config.model.medlitenet = ConfigDict()
+  medlitenet = config.model.medlitenet
+  medlitenet.encoder_blocks = config_dict.placeholder(tuple)  # MBConv blocks of each stage
+  medlitenet.mixer_dim = config_dict.placeholder(int)  # channels of a token
+  medlitenet.mixer_layers = config_dict.placeholder(int)
+  medlitenet.mixer_heads = config_dict.placeholder(int)
+  medlitenet.mixer_mlp_ratio = config_dict.placeholder(int)
+  medlitenet.aspp_branch_dim = config_dict.placeholder(int)  # channels of each branch
+  medlitenet.aspp_dilations = config_dict.placeholder(tuple)
+  medlitenet.decoder_dims = config_dict.placeholder(tuple)  # channels, deepest stage first
+  # Where the boundary-aware gate stands: 0 is the encoder's end, 1 to 4 the decoder's stages.
+  medlitenet.gate_stages = config_dict.placeholder(tuple)
+  medlitenet.mixer = True
+  medlitenet.cross_scale = True  # stage-3 tokens join those of stage 4
+  medlitenet.boundary_bias = True  # boundary map biases the attention
+  medlitenet.boundary_bias_stage = 1  # encoder stage whose boundary map that is, 1 to 4
+  medlitenet.fusion = True  # eq. 5; False: plain sum
+  medlitenet.aspp = True  # False: one 1x1 convolution
+  medlitenet.gate_context = True  # eq. 7
+  medlitenet.scse = True
+  medlitenet.dropout = 0.1  # in the mixer
 
   config.loss = ConfigDict()
-  config.loss.bce_weight = 0.5
-  config.loss.dice_weight = 0.5
-  config.loss.dice_epsilon = 1.0  # pixels
-  config.loss.boundary_weight = 0.0  # extra weight of pixels near the border in the BCE
-  config.loss.boundary_width = 3  # pixels on either side of the border
+  # A section each term; a weight of 0 leaves it out.
+  config.loss.bce = ConfigDict()  # cross-entropy
+  config.loss.bce.weight = 0.5
+  config.loss.bce.boundary_weight = 0.0  # extra weight of pixels near the border
+  config.loss.bce.boundary_width = 3  # pixels on either side of the border
+  config.loss.dice = ConfigDict()
+  config.loss.dice.weight = 0.5
+  config.loss.dice.epsilon = 1.0  # pixels
 
   config.optim = ConfigDict()
+  config.optim.name = "adamw"  # adamw, sgd
   config.optim.learning_rate = 1e-3
   config.optim.final_learning_rate = 1e-6
   config.optim.warmup_updates = 100  # linear
   config.optim.weight_decay = 1e-2  # on kernels only
+  config.optim.momentum = 0.9  # of sgd
   config.optim.clip_norm = 0.5  # of the global gradient
   config.optim.accumulation = 2  # batches an update
   config.optim.ema_decay = 0.999
@@ -180,7 +188,8 @@ def get_config() -> ConfigDict:
   config.profile.num_steps = 0  # batches in the trace; 0: none
 
   config.benchmark = ConfigDict()
-  config.benchmark.image_sizes = (256, 512)  # pixels; of the forward pass; training at the first
+  # Pixels, of the forward pass; training at the first. (): 256 and 512, or what the network takes.
+  config.benchmark.image_sizes = ()
   config.benchmark.rounds = 5  # turns of each of the things compared
   config.benchmark.compare_plain = True  # with the plain form, which takes most of the time
 

@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
   """Returns the base recipe for the fine_boundary variant and its loss."""
   config = base.get_config()
   config.model.variant = "fine_boundary"
-  config.loss.boundary_weight = 2.0
+  config.loss.bce.boundary_weight = 2.0
   return config

@@ -14,5 +14,5 @@ from configs import released
 def get_config() -> ConfigDict:
   """Returns that recipe with the encoder's last stage handed to the ASPP as it is."""
   config = released.get_config()
-  config.model.mixer = False
+  config.model.medlitenet.mixer = False
   return config

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +20,15 @@ class Case:
     image: [H, W, 3] uint8 RGB at its own size, or at the working size of a prepared set.
     mask: [H, W] uint8, 0 or 1; of the size of `image` where it is learnt from, of the photograph's
       own where it is scored by.
+    targets: whatever else is to be learned of the case as a whole, numbers or arrays by name, the
+      same names in every case of a source. Augmentation leaves it as it is.
   """
 
   index: int
   case_id: str
   image: np.ndarray
   mask: np.ndarray
+  targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):

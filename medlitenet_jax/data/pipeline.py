@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import grain
+import jax
 import numpy as np
 
 from medlitenet_jax.data.augment.geometry import augment
@@ -64,27 +65,30 @@ def train_batches(
     rows: of each batch, that are read; None: all.
 
   Returns:
-    Iterator over {"image": [B, S, S, 3] uint8, "mask": [B, S, S, 1] uint8, "case_id": B names} or,
-    on the device, over the arrays of `pack_view` for B photographs, and the names, B being the
-    number of rows read; its state can be saved and restored, whatever rows are read then.
+    Iterator over {"image": [B, S, S, 3] uint8, "targets": {"mask": [B, S, S, 1] uint8, and what
+    else the cases have}, "case_id": B names}; on the device over {"views": the arrays of
+    `pack_view`, "targets": without the mask, "case_id"}. B is the number of rows read. Its state
+    can be saved and restored, whatever rows are read then.
   """
   rows = range(batch_size) if rows is None else rows
 
-  def prepare(position: int, case: Case) -> dict[str, np.ndarray | str]:
+  def prepare(position: int, case: Case) -> dict[str, Any]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
     image_size = image_size_at(position // batch_size)
     clean = preprocessing(case.image)
     same = clean.shape == case.image.shape
     mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
     if on_device:
-      return {**pack_view(rng, clean, mask, image_size, policy), "case_id": case.case_id}
+      views = pack_view(rng, clean, mask, image_size, policy)
+      return {"views": views, "targets": case.targets, "case_id": case.case_id}
     image, mask = augment(rng, clean, mask, image_size, policy)
-    return {"image": image, "mask": mask[..., None], "case_id": case.case_id}
+    targets = {**case.targets, "mask": mask[..., None]}
+    return {"image": image, "targets": targets, "case_id": case.case_id}
 
   def read(step: int, indices: np.ndarray) -> dict:
     cases = [prepare(step * batch_size + row, source[int(indices[row])]) for row in rows]
-    names = {name: [case[name] for case in cases] for name in cases[0]}
-    return {n: values if n == "case_id" else np.stack(values) for n, values in names.items()}
+    names = [case.pop("case_id") for case in cases]
+    return {**jax.tree.map(lambda *values: np.stack(values), *cases), "case_id": names}
 
   dataset = (
     grain.MapDataset.range(len(source))

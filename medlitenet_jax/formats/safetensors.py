@@ -29,13 +29,15 @@ from medlitenet_jax.data.images.resize import resize_image
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model, variable_shapes
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 
 RELEASED = Path(__file__).parents[1] / "released"
 SUFFIX = ".safetensors"
-FORMAT = "medlitenet_jax 1"
+FORMAT = "medlitenet_jax 2"
+EARLIER_FORMAT = "medlitenet_jax 1"  # of the first released weights, see `_in_sections`
 STORED_DTYPES = ("float32", "float16")
 
 
@@ -125,9 +127,10 @@ def read_weights(path: Path) -> Weights:
     with safe_open(path, framework="numpy") as file:
       metadata = file.metadata() or {}
       arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
       raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    config = config_lib.from_tree(json.loads(metadata["config"]))
+    tree = json.loads(metadata["config"])
+    config = config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
     model = create_model(config.model.to_dict(), jnp.float32)
@@ -140,11 +143,26 @@ def read_weights(path: Path) -> Weights:
     for module in modules:
       place = place.setdefault(module, {})
     place[leaf] = value
-  shapes = variable_shapes(model)
+  shapes = inspect_model(model, int(config.eval.image_size)).shapes
   expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}
   if expected != {name: value.shape for name, value in arrays.items()}:
     raise InputError(f"{path}: holds other parameters than the network that it describes")
   return Weights(config, variables, origin, seen, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _in_sections(tree: dict[str, Any]) -> dict[str, Any]:
+  """A configuration of `EARLIER_FORMAT`, whose networks and loss terms had no sections."""
+  model, loss = dict(tree["model"]), tree["loss"]
+  shared = {name: model.pop(name) for name in ("name", "variant", "form", "remat")}
+  terms = {
+    "bce": {
+      "weight": loss["bce_weight"],
+      "boundary_weight": loss["boundary_weight"],
+      "boundary_width": loss["boundary_width"],
+    },
+    "dice": {"weight": loss["dice_weight"], "epsilon": loss["dice_epsilon"]},
+  }
+  return {**tree, "model": {**shared, shared["name"]: model}, "loss": terms}
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -166,7 +184,8 @@ class Segmenter:
     self.image_size = int(weights.config.eval.image_size)
     self._preprocessing = Preprocessing(**weights.config.preprocess)
     model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
-    self._variables = jax.jit(fold_batch_norm)(weights.variables)
+    folds = inspect_model(model, self.image_size).folds
+    self._variables = jax.jit(functools.partial(fold_batch_norm, folds=folds))(weights.variables)
     self._probs = jax.jit(functools.partial(lesion_probs, model))
 
   def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ from medlitenet_jax.inference.tta import six_views
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model, variable_shapes
+from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
@@ -135,17 +136,22 @@ def _from_weights(config: ConfigDict, path: Path) -> Network:
     "network_size": config.eval.image_size,
     "weights_sha256": weights.sha256,
   }
-  variables = jax.jit(fold_batch_norm)(weights.variables)
   size, precision = config.eval.image_size, config.precision
+  variables = _folded(model, weights.variables, size)
   return Network(model, variables, size, precision, 1.0, origin, weights.seen)
 
 
 def _load_network(config: ConfigDict, workdir: Path) -> Network:
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   variables, origin = load_averaged(config, workdir)
-  folded = jax.jit(fold_batch_norm)(variables)
   size, precision = config.eval.image_size, config.precision
+  folded = _folded(model, variables, size)
   return Network(model, folded, size, precision, 1.0, origin, read_cases(workdir))
+
+
+def _folded(model: nn.Module, variables: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+  folds = inspect_model(model, image_size).folds
+  return jax.jit(functools.partial(fold_batch_norm, folds=folds))(variables)
 
 
 def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -183,7 +189,8 @@ def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], di
       "selected_by": "highest validation Dice" if which == "best" else "newest",
       "validation": dict(checkpoints.metrics(step)),
     }
-    return checkpoints.restore_ema(step, variable_shapes(model)), origin
+    shapes = inspect_model(model, config.eval.image_size).shapes
+    return checkpoints.restore_ema(step, shapes), origin
 
 
 def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path) -> list[float]:

@@ -31,12 +31,12 @@ def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Arra
   """Runs a network on photographs.
 
   Args:
-    model: maps normalised images to logits.
+    model: maps normalised images to {"mask": logits, ...}.
     variables: of the network.
     image: [B, S, S, 3] uint8 RGB.
 
   Returns:
     [B, S, S] float32, the probability that a pixel is lesion.
   """
-  logits: Any = model.apply(variables, normalize(image))
-  return nn.sigmoid(logits[..., 0].astype(jnp.float32))
+  outputs: Any = model.apply(variables, normalize(image))
+  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32))

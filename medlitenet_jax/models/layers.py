@@ -126,11 +126,14 @@ class Norm(nn.Module):
   """BatchNorm over the batch and all pixels, optionally followed by SiLU.
 
   Attributes:
+    folds_into: name of the convolution beside it whose result is all that it sees, so that it can
+      be folded into it; None: it cannot.
     activate: whether SiLU follows.
     momentum: share of the running statistics that a batch leaves as it was.
     epsilon: added to the variance.
   """
 
+  folds_into: str | None = None
   activate: bool = True
   momentum: float = 0.9
   epsilon: float = 1e-5
@@ -186,11 +189,11 @@ class MBConv(nn.Module):
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     wide = self.expansion * x.shape[-1]
     y = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)(x)
-    y = Norm(name="expand_norm")(y, train=train)
+    y = Norm("expand", name="expand_norm")(y, train=train)
     y = Depthwise(self.stride, name="depthwise", **common)(y)
-    y = Norm(name="depthwise_norm")(y, train=train)
+    y = Norm("depthwise", name="depthwise_norm")(y, train=train)
     y = Pointwise(self.features, use_bias=False, name="project", **common)(y)
-    y = Norm(activate=False, name="project_norm")(y, train=train)
+    y = Norm("project", activate=False, name="project_norm")(y, train=train)
     return x + y if x.shape == y.shape else y
 
 
@@ -217,7 +220,7 @@ class SeparableConv(nn.Module):
     x = Pointwise(
       self.features, use_bias=False, kernel_init=kernel_init, name="pointwise", **common
     )(x)
-    return Norm(name="norm")(x, train=train)
+    return Norm("pointwise", name="norm")(x, train=train)
 
 
 class SCSE(nn.Module):
@@ -287,4 +290,4 @@ class ASPP(nn.Module):
     branches.append(spread.astype(self.dtype))
     x = jnp.concatenate(branches, axis=-1)
     x = Pointwise(self.features, use_bias=False, kernel_init=kernel_init, name="fuse", **common)(x)
-    return Norm(name="fuse_norm")(x, train=train)
+    return Norm("fuse", name="fuse_norm")(x, train=train)

@@ -1,22 +1,24 @@
 """Networks by name: `config.model` in, a Linen module out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.medlitenet import network
+from medlitenet_jax.models.entry import Entry, Sizes
+from medlitenet_jax.models.medlitenet.entry import ENTRY as MEDLITENET
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
 
-# Each entry: the module, and its variants as {name: {field: value}}. A module takes those fields
-# and the other fields of `config.model` as attributes, besides `form` and `dtype`.
-MODELS = {"medlitenet": (network.MedLiteNet, network.VARIANTS)}
-MOST = 4096  # of blocks, layers, channels and the like: more fits no memory
-MOST_DILATION = 256  # as wide as the grid of the largest image
+NETWORKS: dict[str, Entry] = {
+  "medlitenet": MEDLITENET,
+}
+# Fields of `config.model` that all networks share, with the value that every network takes. A
+# module that can do more has an attribute of that name.
+SHARED_FIELDS = {"form": "platform", "remat": False}
 
 
 def _look_up(kind: str, name: str, table: Mapping[str, Any]):
@@ -25,78 +27,80 @@ def _look_up(kind: str, name: str, table: Mapping[str, Any]):
   return table[name]
 
 
+def _attributes(module: type[nn.Module]) -> dict[str, Any]:
+  """Attributes of a module that a configuration sets, each with its default or MISSING."""
+  own = {field.name: field.default for field in dataclasses.fields(module)}
+  return {name: own[name] for name in own if name not in ("parent", "name", "dtype")}
+
+
 def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
   """Fills in what the variant decides.
 
   Args:
-    fields: `config.model` as a mapping; None stands for the variant's value.
+    fields: `config.model` as a mapping: "name", "variant", the shared fields, and for each network
+      a mapping of its own; None, and what is missing in it, stand for the variant's value.
 
   Returns:
-    The same fields, none of them None.
+    {"name", "variant", the shared fields, NAME: every field of that network}; none is None, and
+    what other networks would have taken is left out.
 
   Raises:
-    InputError: if the name, the variant, the form or a value is not one that exists, or a field is
-      missing or unknown.
+    InputError: if the name, the variant or a value is not one that exists, or a field is unknown.
   """
-  module, variants = _look_up("name", fields["name"], MODELS)
-  defaults = _look_up("variant", fields["variant"], variants)
-  attributes = {field.name for field in dataclasses.fields(module)} - {"parent", "name", "dtype"}
-  unlike = (fields.keys() - {"name", "variant"}) ^ attributes
-  if unlike:
-    raise InputError(
-      f"config.model: {', '.join(sorted(unlike))} missing from it, or unknown to this version"
-    )
-  resolved = {k: defaults[k] if v is None and k in defaults else v for k, v in fields.items()}
-  _check(resolved)
-  return resolved
-
-
-def _whole(value, least: int, most: int = MOST) -> bool:
-  """Whether value is a whole number from `least` to `most`."""
-  return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _all_whole(values, count: int | None = None, most: int = MOST) -> bool:
-  """Whether values are that many whole numbers from 1 to `most`; any number of them for None."""
-  return len(values) == (count or len(values)) and all(_whole(value, 1, most) for value in values)
-
-
-def _check(fields: Mapping[str, Any]) -> None:
-  """Refuses values that no network can be built from, field by field."""
-  dim, heads, dilations = (fields[k] for k in ("mixer_dim", "mixer_heads", "aspp_dilations"))
-  up_to = f"from 1 to {MOST}"
-  rules = {
-    "form": (fields["form"] in ops.FORMS, f"takes one of {', '.join(ops.FORMS)}"),
-    "encoder_blocks": (_all_whole(fields["encoder_blocks"], 4), f"takes four numbers {up_to}"),
-    "mixer_heads": (_whole(heads, 1), f"takes a number {up_to}"),
-    "mixer_dim": (
-      _whole(dim, 4) and dim % 4 == 0 and _whole(heads, 1) and dim % heads == 0,
-      f"takes a multiple of 4 and of mixer_heads, {heads}, up to {MOST}",
-    ),
-    "mixer_layers": (
-      _whole(fields["mixer_layers"], 1),
-      f"takes a number {up_to}; mixer=False is none",
-    ),
-    "mixer_mlp_ratio": (_whole(fields["mixer_mlp_ratio"], 1), f"takes a number {up_to}"),
-    "aspp_branch_dim": (_whole(fields["aspp_branch_dim"], 1), f"takes a number {up_to}"),
-    "aspp_dilations": (
-      _all_whole(dilations, most=MOST_DILATION) and 0 < len(dilations) == len(set(dilations)),
-      f"takes different whole numbers from 1 to {MOST_DILATION}",
-    ),
-    "decoder_dims": (_all_whole(fields["decoder_dims"], 4), f"takes four numbers {up_to}"),
-    "gate_stages": (set(fields["gate_stages"]) <= set(range(5)), "takes stages 0 to 4"),
-    "boundary_bias_stage": (fields["boundary_bias_stage"] in range(1, 5), "takes 1 to 4"),
-    "dropout": (0 <= fields["dropout"] < 1, "takes a rate from 0 up to, not including, 1"),
+  name = fields["name"]
+  entry = _look_up("name", name, NETWORKS)
+  variant = _look_up("variant", fields["variant"], entry.variants)
+  attributes = _attributes(entry.module)
+  given = dict(fields.get(name) or {})
+  own = {
+    attribute: value for attribute, value in attributes.items() if attribute not in SHARED_FIELDS
   }
-  for field, (holds, takes) in rules.items():
+  own |= variant | {field: value for field, value in given.items() if value is not None}
+  known = {"name", "variant", *SHARED_FIELDS, *NETWORKS}
+  unknown = [f"config.model.{field}" for field in sorted(fields.keys() - known)]
+  unknown += [f"config.model.{name}.{field}" for field in sorted(own.keys() - attributes.keys())]
+  if unknown:
+    raise InputError(f"{unknown[0]}: {name} has no such field")
+  shared = {field: fields.get(field, value) for field, value in SHARED_FIELDS.items()}
+  if shared["form"] not in ops.FORMS:
+    raise InputError(
+      f"config.model.form takes one of {', '.join(ops.FORMS)}; {shared['form']!r} is not"
+    )
+  if shared["remat"] and "remat" not in attributes:
+    raise InputError(f"config.model.remat: {name} cannot compute its blocks again; set it to False")
+  for field, (holds, takes) in _rules(entry, own):
     if not holds:
-      raise InputError(f"config.model.{field} {takes}; {fields[field]!r} is not")
+      raise InputError(f"config.model.{name}.{field} {takes}; {own[field]!r} is not")
+  return {"name": name, "variant": fields["variant"], **shared, name: own}
 
 
-def variable_shapes(model: nn.Module) -> dict[str, Any]:
-  """Shapes of a network's parameters and running statistics, by module."""
-  image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), image)
+def _rules(entry: Entry, own: Mapping[str, Any]):
+  """The rules of a network's fields; a value of a type that they cannot judge breaks the first."""
+  try:
+    return entry.rules(own).items()
+  except TypeError as error:
+    raise InputError(f"config.model: a field has a value of another type ({error})") from error
+
+
+def model_sizes(fields: Mapping[str, Any]) -> Sizes:
+  """The sizes of photographs that the network of a resolved `config.model` takes."""
+  return NETWORKS[fields["name"]].sizes(fields[fields["name"]])
+
+
+def model_parts(fields: Mapping[str, Any], image_size: int) -> dict[str, Sequence[str]]:
+  """Names of a network's submodules by the part that they belong to, see `Entry.parts`.
+
+  Args:
+    fields: `config.model`, resolved.
+    image_size: pixels a side, any that the network takes.
+
+  Returns:
+    The parts that the network names; where it names none, each of its submodules.
+  """
+  if named := NETWORKS[fields["name"]].parts:
+    return dict(named)
+  structure = inspect_model(create_model(fields, jnp.float32), image_size)
+  return {name: (name,) for name in structure.shapes["params"]}
 
 
 def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
@@ -107,12 +111,12 @@ def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
     dtype: compute dtype; parameters are float32 in any case.
 
   Returns:
-    An unbound module that maps [B, H, W, 3] images to [B, H, W, 1] float32 logits.
+    An unbound module that maps [B, H, W, 3] images to {"mask": [B, H, W, 1] float32 logits, ...}.
 
   Raises:
     InputError: as `resolve_model`.
   """
-  attributes = resolve_model(fields)
-  module, _ = MODELS[attributes.pop("name")]
-  del attributes["variant"]
-  return module(dtype=dtype, **attributes)
+  resolved = resolve_model(fields)
+  module = NETWORKS[resolved["name"]].module
+  shared = {field: resolved[field] for field in SHARED_FIELDS if field in _attributes(module)}
+  return module(dtype=dtype, **shared, **resolved[resolved["name"]])

@@ -26,7 +26,8 @@ from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.registry import create_model, model_parts
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.modes.benchmark_loop import (
   open_evaluation,
   time_evaluation,
@@ -38,7 +39,7 @@ from medlitenet_jax.pages.benchmark import page
 from medlitenet_jax.speed.cost import Cost, Machine, count_cost
 from medlitenet_jax.speed.parts import count_forward, count_parts
 from medlitenet_jax.speed.timing import time_interleaved
-from medlitenet_jax.speed.trace import label_seconds, scope_of
+from medlitenet_jax.speed.trace import label_seconds, part_of
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
@@ -197,8 +198,10 @@ def _photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
 def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
   """One view at batch 1 and at the batch of training, six views at batch 1, at every size."""
   model = _model(config, "library")
-  blank = jnp.zeros((1, 64, 64, 3), jnp.float32)
-  variables = jax.jit(fold_batch_norm)(jax.jit(model.init)(jax.random.key(config.seed), blank))
+  size = min(config.benchmark.image_sizes)
+  blank = jnp.zeros((1, size, size, 3), jnp.float32)
+  fold = functools.partial(fold_batch_norm, folds=inspect_model(model, size).folds)
+  variables = jax.jit(fold)(jax.jit(model.init)(jax.random.key(config.seed), blank))
   for size in config.benchmark.image_sizes:
     for views, batch, form in (
       *(("none", 1, form) for form in _forms(config)),
@@ -221,15 +224,16 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
       )
 
 
-def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, np.ndarray]:
+def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:
   """A batch in the form in which the training step takes it."""
   image = _photographs(config, count, size)
   mask = (image[..., :1] > 127).astype(np.uint8)
   if config.data.augment_on != "device":
-    return {"image": image, "mask": mask}
+    return {"image": image, "targets": {"mask": mask}}
   policy, rng = AugmentPolicy(**config.augment), np.random.default_rng(config.seed)
   views = [pack_view(rng, *pair, size, policy) for pair in zip(image, mask[..., 0], strict=True)]
-  return {name: np.stack([view[name] for view in views]) for name in views[0]}
+  packed = {name: np.stack([view[name] for view in views]) for name in views[0]}
+  return {"views": packed, "targets": {}}
 
 
 def _train_tasks(config: ConfigDict) -> Iterator[Task]:
@@ -240,7 +244,14 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
 
   def start(form: str):
     model = _model(config, form)
-    initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+    initialise = functools.partial(
+      create_state,
+      model,
+      tx,
+      seed=config.seed,
+      precision=config.precision,
+      image_size=min(config.benchmark.image_sizes),
+    )
     return create_train_step(config, model, tx), initialise
 
   def calls(compiled, initialise) -> Iterator[Any]:
@@ -333,9 +344,11 @@ def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path
   What the trace says of parts is scaled to the time that was measured without one.
   """
 
+  named = model_parts(config.model.to_dict(), task.image_size)
+
   def label(op_name: str) -> str:
     product = op_name.endswith(("/dot_general", "/conv_general_dilated"))
-    return f"{scope_of(op_name)} {'products' if product else 'rest'}"
+    return f"{part_of(op_name, named)} {'products' if product else 'rest'}"
 
   jax.block_until_ready(task.call())
   with jax.profiler.trace(str(folder)):
@@ -346,7 +359,7 @@ def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path
   scale = row["ms"] / (sum(seconds.values()) or 1)
   flops: dict[str, float] = defaultdict(float)
   for part in count_parts(config.model.to_dict(), task.image_size):
-    flops[scope_of(part.name)] += part.flops
+    flops[part_of(part.name, named)] += part.flops
   scopes = {name.rsplit(" ", 1)[0] for name in seconds} | flops.keys()
   parts = []
   for scope in sorted(scopes, key=lambda scope: -flops[scope]):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import normalize
-from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.registry import NETWORKS, create_model
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.speed.cost import Cost, count_cost
 
 
@@ -19,7 +20,7 @@ class Part:
   """One part of a network.
 
   Attributes:
-    name: a submodule's, or "encoder/" and a stage.
+    name: a submodule's; within an expanded one both names, as "encoder/stage1".
     shape: of its output for one image, without the batch.
     params: number of parameters.
     flops: floating-point operations of a forward pass of one image, a multiply-add being two.
@@ -42,17 +43,19 @@ def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
     image_size: pixels a side of the input.
 
   Returns:
-    One `Part` a submodule, the encoder's by stage; upsampling between parts is in none of them.
+    One `Part` a submodule, or a submodule of one that the network's entry expands; what is computed
+    between them is in none.
   """
   model = create_model({**fields, "form": "library"}, jnp.float32)
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  expanded = [(name,) for name in NETWORKS[fields["name"]].expanded]
   calls: list[tuple[tuple[str, ...], nn.Module, Any, Any, Any]] = []
 
   def note(next_call, args, kwargs, context):
     output = next_call(*args, **kwargs)
     path = context.module.path
-    if context.method_name == "__call__" and len(path) == (2 if path[:1] == ("encoder",) else 1):
+    if context.method_name == "__call__" and len(path) == (2 if path[:1] in expanded else 1):
       shapes = jax.tree.map(_shape_of, (args, jax.tree.leaves(output)[0]))
       calls.append((path, context.module.clone(parent=None), *shapes, kwargs))
     return output
@@ -62,7 +65,8 @@ def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
 
   parts: dict[str, Part] = {}
   for path, module, args, output, kwargs in calls:
-    part = parts.setdefault(_part_name(path), Part(_part_name(path)))
+    name = path[0] if len(path) == 1 else f"{path[0]}/{path[1].split('_')[0]}"
+    part = parts.setdefault(name, Part(name))
     own = _subtree(variables, path)
     apply = functools.partial(module.apply, **kwargs)
     cost = jax.jit(apply).lower(own, *args).cost_analysis() or {}
@@ -87,14 +91,16 @@ def count_forward(fields: dict[str, Any], dtype: Any, batch: int, image_size: in
   model = create_model({**fields, "form": "library"}, dtype)
   image = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
   blank = jax.ShapeDtypeStruct(image.shape, jnp.float32)
+  folds = inspect_model(model, image_size).folds
   variables = jax.eval_shape(
-    lambda image: fold_batch_norm(model.init(jax.random.key(0), image)), blank
+    lambda image: fold_batch_norm(model.init(jax.random.key(0), image), folds), blank
   )
-  return count_cost(lambda own, image: model.apply(own, normalize(image)), variables, image)
 
+  def logits(own, image):
+    outputs: Any = model.apply(own, normalize(image))
+    return outputs["mask"]
 
-def _part_name(path: tuple[str, ...]) -> str:
-  return f"{path[0]}/{path[1].split('_')[0]}" if path[0] == "encoder" else path[0]
+  return count_cost(logits, variables, image)
 
 
 def _shape_of(leaf):

@@ -1,10 +1,11 @@
 """Profiler traces of the training step, and the table of where its time goes."""
 
 import contextlib
+import functools
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,8 @@ from medlitenet_jax.system import tables
 logger = logging.getLogger(__name__)
 
 TABLE_FILE = "scopes.csv"
-# Parts of the step in the table, by the names of the modules and scopes they consist of. A gate
-# stands inside a decoder's stage, so the first that is found decides.
-SCOPES = {
-  "gate": ("gate", "encoder_gate"),
-  "encoder": ("encoder",),
-  "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
-  "aspp": ("aspp", "aspp_norm"),
-  "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
+# Parts of the training step besides the network's own, by the names of their scopes.
+STEP_PARTS = {
   "loss": ("loss",),
   "augmentation": ("augment",),
   "optimizer": ("optimizer",),
@@ -33,7 +28,12 @@ OTHER = "other"
 
 @contextlib.contextmanager
 def profile_window(
-  *, start_step: int, num_steps: int, folder: Path, program: Callable[[], str]
+  *,
+  start_step: int,
+  num_steps: int,
+  folder: Path,
+  program: Callable[[], str],
+  parts: Mapping[str, Sequence[str]],
 ) -> Iterator[Callable[[int, Any], None]]:
   """Traces some of the batches of a loop.
 
@@ -42,6 +42,7 @@ def profile_window(
     num_steps: batches in it; 0 for no trace.
     folder: receives the trace, for xprof or TensorBoard, and the table of `label_seconds`.
     program: gives the text of the compiled step.
+    parts: of the network, names of its modules by part.
 
   Yields:
     A function to call before each batch with its number and the state.
@@ -51,7 +52,7 @@ def profile_window(
   def stop(last: str) -> None:
     jax.profiler.stop_trace()
     logger.info("Wrote the trace of batches %d to %s to %s.", first, last, folder)
-    _write_table(folder, program())
+    _write_table(folder, program(), parts)
 
   def at(step: int, state) -> None:
     nonlocal first
@@ -75,9 +76,11 @@ def profile_window(
     stop("the last")
 
 
-def _write_table(folder: Path, program: str) -> None:
-  """Writes and prints seconds by scope."""
-  seconds = label_seconds(folder, program)
+def _write_table(folder: Path, program: str, parts: Mapping[str, Sequence[str]]) -> None:
+  """Writes and prints seconds by part."""
+  seconds = label_seconds(
+    folder, program, functools.partial(part_of, parts={**parts, **STEP_PARTS})
+  )
   total = sum(seconds.values()) or 1.0
   ranked = sorted(seconds.items(), key=lambda item: -item[1])
   cells = [(scope, f"{value:.4f}", f"{100 * value / total:.1f}%") for scope, value in ranked]
@@ -88,26 +91,25 @@ def _write_table(folder: Path, program: str) -> None:
   logger.info("%s", tables.table(columns, cells))
 
 
-def scope_of(op_name: str) -> str:
+def part_of(op_name: str, parts: Mapping[str, Sequence[str]]) -> str:
   """Part of the step that an operation belongs to.
 
   Args:
     op_name: modules and scopes that it was traced in, as a compiled program gives them.
+    parts: names of modules and scopes by the part that they belong to; the first that is found
+      decides.
 
   Returns:
-    A name in `SCOPES` for the forward pass, the same and " gradient" for the backward pass, or
-    `OTHER`.
+    The part for the forward pass, the same and " gradient" for the backward pass, or `OTHER`.
   """
   words = set(re.findall(r"\w+", op_name))
-  for scope, names in SCOPES.items():
+  for part, names in parts.items():
     if words & set(names):
-      return f"{scope} gradient" if "transpose(" in op_name else scope
+      return f"{part} gradient" if "transpose(" in op_name else part
   return OTHER
 
 
-def label_seconds(
-  folder: Path, program: str, label: Callable[[str], str] = scope_of
-) -> dict[str, float]:
+def label_seconds(folder: Path, program: str, label: Callable[[str], str]) -> dict[str, float]:
   """Adds up the time of a program's operations by what each belongs to.
 
   A trace names operations as the compiler does; the program says from which scope each came.

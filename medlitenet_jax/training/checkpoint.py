@@ -204,7 +204,7 @@ class Checkpoints:
 
     Args:
       step: which.
-      variables: shapes of the network's variables.
+      variables: shapes of the network's variables, "params" and "batch_stats".
 
     Returns:
       The averaged variables.

@@ -24,7 +24,8 @@ from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.networks import create_predict, predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.registry import create_model, model_parts
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.pages.figures import draw_curves
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import plain_scores
@@ -84,7 +85,9 @@ def create_run_optimizer(
   )
   tx = optim.create_optimizer(
     schedule,
+    name=optimizer.name,
     weight_decay=optimizer.weight_decay,
+    momentum=optimizer.momentum,
     clip_norm=optimizer.clip_norm,
     accumulation=optimizer.accumulation,
   )
@@ -150,9 +153,17 @@ class _Loop:
     tx, self._schedule = create_run_optimizer(config.optim, self._plan.total_steps)
     self._step_fn = create_train_step(config, model, tx)
     self._predict = create_predict([(model, config.eval.image_size)])
-    self._fold = jax.jit(fold_batch_norm)
+    folds = inspect_model(model, config.eval.image_size).folds
+    self._fold = jax.jit(functools.partial(fold_batch_norm, folds=folds))
     self._batches = create_train_batches(config, sources["train"], self._plan)
-    self._initialise = functools.partial(create_state, model, tx, config.seed, config.precision)
+    self._initialise = functools.partial(
+      create_state,
+      model,
+      tx,
+      seed=config.seed,
+      precision=config.precision,
+      image_size=min(self._plan.image_sizes),
+    )
 
   @property
   def total_steps(self) -> int:
@@ -324,6 +335,7 @@ class _Loop:
       start_step=self._config.profile.start_step,
       num_steps=self._config.profile.num_steps if devices.is_first() else 0,
       folder=self._workdir / "profile",
+      parts=model_parts(self._config.model.to_dict(), self._config.eval.image_size),
       program=lambda: self._step_fn.lower(self._state, self._batch).compile().as_text() or "",
     )
 
@@ -337,7 +349,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
   Args:
     config: resolved.
     workdir: receives `config.json`, `metrics.jsonl`, `checkpoints/`, `figures/` and events.
-    force: whether the run may go on with other values of the fields in `config.ODD_FIELDS`.
+    force: whether the run may go on with other values of the fields that are `config.FORCE_ONLY`.
 
   Raises:
     InputError: if the data or the workdir cannot be used, nothing being overwritten; or if too many

@@ -1,8 +1,18 @@
-"""Segmentation losses from logits: per case, in float32 whatever the compute dtype."""
+"""Losses from logits, per case, in float32 whatever the compute dtype, and the table of terms."""
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
+
+from medlitenet_jax.config import LARGEST_SIDE
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.rules import Rule, number, one_of, whole
 
 
 def _as_float32(logits, mask):
@@ -73,39 +83,77 @@ def boundary_band(mask, width: int):
   return spread(mask) * spread(1 - mask)
 
 
-def segmentation_loss(
-  logits,
-  mask,
-  *,
-  bce_weight: float,
-  dice_weight: float,
-  dice_epsilon: float,
-  boundary_weight: float,
-  boundary_width: int,
-):
-  """Weighted sum of cross-entropy and soft Dice (eq. 12), averaged over the batch.
-
-  Args:
-    logits: [B, H, W, 1] scores before the sigmoid, any float dtype.
-    mask: [B, H, W, 1] ground truth, 0 or 1.
-    bce_weight: alpha of eq. 12.
-    dice_weight: beta of eq. 12.
-    dice_epsilon: smoothing term of the Dice loss, in pixels.
-    boundary_weight: what a pixel near the border weighs in the cross-entropy beyond its 1.
-    boundary_width: how near that is, in pixels.
-
-  Returns:
-    loss: scalar float32.
-    parts: {"bce", "dice_loss"}, the unweighted means, scalar float32.
-
-  Raises:
-    ValueError: if logits and mask differ in shape or are not rank 4.
-  """
+def _bce_term(outputs, targets, *, boundary_weight: float, boundary_width: int):
+  """Cross-entropy of the mask; a pixel within `boundary_width` of the border weighs more."""
   weight = None
   if boundary_weight:
-    weight = 1 + boundary_weight * boundary_band(mask, boundary_width)
-  parts = {
-    "bce": jnp.mean(bce_loss(logits, mask, weight)),
-    "dice_loss": jnp.mean(dice_loss(logits, mask, dice_epsilon)),
-  }
-  return bce_weight * parts["bce"] + dice_weight * parts["dice_loss"], parts
+    weight = 1 + boundary_weight * boundary_band(targets["mask"], boundary_width)
+  return bce_loss(outputs["mask"], targets["mask"], weight)
+
+
+def _dice_term(outputs, targets, *, epsilon: float):
+  """Soft Dice of the mask."""
+  return dice_loss(outputs["mask"], targets["mask"], epsilon)
+
+
+class Term(NamedTuple):
+  """A term of the loss.
+
+  Attributes:
+    loss: (outputs of the network, targets of the batch, **options) to the [B] float32 loss of each
+      case. Outputs and targets are dicts of arrays, the mask's logits and truth among them.
+    options: what each of its options takes; `config.loss.NAME` has them besides the weight.
+  """
+
+  loss: Callable[..., jax.Array]
+  options: Mapping[str, Rule] = MappingProxyType({})
+
+
+TERMS: dict[str, Term] = {
+  "bce": Term(
+    _bce_term, {"boundary_weight": number(least=0), "boundary_width": whole(0, LARGEST_SIDE)}
+  ),
+  "dice": Term(_dice_term, {"epsilon": number(above=0)}),
+}
+
+
+def create_objective(
+  terms: Mapping[str, Mapping[str, Any]],
+) -> Callable[[Mapping, Mapping], tuple[jax.Array, dict[str, jax.Array]]]:
+  """Builds the weighted sum of loss terms (eq. 12), averaged over the batch.
+
+  Args:
+    terms: `config.loss`: for each term of `TERMS` its weight and options.
+
+  Returns:
+    A function (outputs, targets) to
+
+      loss: scalar float32.
+      parts: {NAME_loss: the unweighted mean of each term in force}, scalar float32.
+
+  Raises:
+    InputError: if a term or an option is unknown or missing, a value cannot be used, or all weights
+      are 0.
+  """
+  used: dict[str, tuple[float, Callable]] = {}
+  for name, fields in terms.items():
+    one_of(TERMS).check("the name of a section of config.loss", name)
+    rules = {"weight": number(least=0), **TERMS[name].options}
+    if odd := sorted(fields.keys() ^ rules.keys()):
+      raise InputError(f"config.loss.{name} takes {', '.join(rules)}; look at {', '.join(odd)}")
+    for option, rule in rules.items():
+      rule.check(f"config.loss.{name}.{option}", fields[option])
+    options = {option: fields[option] for option in TERMS[name].options}
+    if fields["weight"]:
+      used[name] = fields["weight"], functools.partial(TERMS[name].loss, **options)
+  if not used:
+    raise InputError(
+      f"config.loss: the weights of {', '.join(terms) or 'its terms'} are all 0; give one of them"
+    )
+
+  def objective(outputs, targets):
+    parts = {f"{name}_loss": jnp.mean(term(outputs, targets)) for name, (_, term) in used.items()}
+    weighted = [weight * parts[f"{name}_loss"] for name, (weight, _) in used.items()]
+    return functools.reduce(jnp.add, weighted), parts
+
+  return objective

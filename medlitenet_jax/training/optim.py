@@ -1,8 +1,12 @@
-"""The optimizer: AdamW under a cosine schedule, clipped, accumulated; and the parameter average."""
+"""Optimizers under a cosine schedule, clipped and accumulated, and the parameter average."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from medlitenet_jax.system.rules import one_of
 
 
 def create_schedule(
@@ -36,23 +40,52 @@ def kernel_mask(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def _adamw(schedule, weight_decay, momentum):
+  del momentum
+  return optax.adamw(schedule, weight_decay=weight_decay, mask=kernel_mask)
+
+
+def _sgd(schedule, weight_decay, momentum):
+  decay = optax.add_decayed_weights(weight_decay, kernel_mask)
+  return optax.chain(decay, optax.sgd(schedule, momentum=momentum))
+
+
+# Each from (schedule, weight decay of the kernels, momentum) to a transformation.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "adamw": _adamw,  # decay decoupled from the gradient, times the learning rate
+  "sgd": _sgd,  # decay added to the gradient
+}
+
+
 def create_optimizer(
-  schedule: optax.Schedule, *, weight_decay: float, clip_norm: float, accumulation: int
+  schedule: optax.Schedule,
+  *,
+  name: str = "adamw",
+  weight_decay: float,
+  momentum: float = 0.9,
+  clip_norm: float,
+  accumulation: int,
 ) -> optax.MultiSteps:
-  """Clipped AdamW that updates once in `accumulation` batches with their mean gradient.
+  """An optimizer that updates once in `accumulation` batches with their clipped mean gradient.
 
   Args:
     schedule: learning rate by updates done.
-    weight_decay: decoupled, of kernels only, multiplied by the learning rate.
+    name: one of `OPTIMIZERS`.
+    weight_decay: of kernels only.
+    momentum: of "sgd".
     clip_norm: largest global norm of the mean gradient.
     accumulation: batches an update.
 
   Returns:
     The transformation; `has_updated` of its state tells whether the last batch closed an update.
+
+  Raises:
+    InputError: if there is no optimizer of that name.
   """
-  adamw = optax.adamw(schedule, weight_decay=weight_decay, mask=kernel_mask)
+  one_of(OPTIMIZERS).check("config.optim.name", name)
+  optimizer = OPTIMIZERS[name](schedule, weight_decay, momentum)
   return optax.MultiSteps(
-    optax.chain(optax.clip_by_global_norm(clip_norm), adamw), every_k_schedule=accumulation
+    optax.chain(optax.clip_by_global_norm(clip_norm), optimizer), every_k_schedule=accumulation
   )
 
 

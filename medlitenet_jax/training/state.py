@@ -59,7 +59,9 @@ def stream_key(seed: int, stream: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
 
 
-def create_state(model: nn.Module, tx: optax.MultiSteps, seed: int, precision: str) -> TrainState:
+def create_state(
+  model: nn.Module, tx: optax.MultiSteps, *, seed: int, precision: str, image_size: int
+) -> TrainState:
   """Initialises a run.
 
   Args:
@@ -67,11 +69,12 @@ def create_state(model: nn.Module, tx: optax.MultiSteps, seed: int, precision: s
     tx: the optimizer.
     seed: of the "params" stream.
     precision: one of `DTYPES`.
+    image_size: pixels a side, any that the network takes.
 
   Returns:
     State before the first batch, the average equal to the parameters.
   """
-  image = jnp.zeros((1, 64, 64, 3), jnp.float32)  # parameters do not depend on the size
+  image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
   variables = model.init(stream_key(seed, "params"), image)
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   return TrainState(
@@ -92,7 +95,7 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
 
   Args:
     state: before the first batch.
-    variables: "params" and "batch_stats" of the same network.
+    variables: "params" and, where it has norms, "batch_stats" of the same network.
 
   Returns:
     The state with them, also as its average.
@@ -101,11 +104,12 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
     InputError: if they are of another network.
   """
   own = {"params": state.params, "batch_stats": state.batch_stats}
-  if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, dict(variables)):
+  given = {"batch_stats": {}, **variables}
+  if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, given):
     raise InputError(
       "config.train.start_from: those weights are of another network than config.model describes"
     )
-  first, second = (jax.tree.map(jnp.array, dict(variables)) for _ in range(2))
+  first, second = (jax.tree.map(jnp.array, given) for _ in range(2))
   return state.replace(**first, ema_params=second["params"], ema_batch_stats=second["batch_stats"])
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,14 +16,14 @@ from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
-from medlitenet_jax.training.losses import segmentation_loss
+from medlitenet_jax.training.losses import create_objective
 from medlitenet_jax.training.state import TrainState, stream_key
 
 
 def train_step(
   state: TrainState,
   image: jax.Array,
-  mask: jax.Array,
+  targets: Mapping[str, jax.Array],
   *,
   model: nn.Module,
   tx: optax.MultiSteps,
@@ -38,10 +39,10 @@ def train_step(
   Args:
     state: before the batch.
     image: [B, S, S, 3] uint8 RGB.
-    mask: [B, S, S, 1] ground truth, 0 or 1.
-    model: maps normalised images to logits.
+    targets: of the batch; "mask" is the [B, S, S, 1] truth, 0 or 1.
+    model: maps normalised images to {"mask": logits, ...}.
     tx: the optimizer.
-    loss_fn: (logits, mask) to (loss, parts).
+    loss_fn: (outputs, targets) to (loss, parts).
     dropout_key: of the run; folded with the step.
     ema_decay: decay of the average by updates done.
 
@@ -51,7 +52,7 @@ def train_step(
   """
 
   def objective(params):
-    logits, changed = model.apply(
+    outputs, changed = model.apply(
       {"params": params, "batch_stats": state.batch_stats},
       normalize(image),
       train=True,
@@ -59,8 +60,8 @@ def train_step(
       rngs={"dropout": jax.random.fold_in(dropout_key, state.micro_step)},
     )
     with jax.named_scope("loss"):
-      loss, parts = loss_fn(logits, mask)
-    return loss, (parts, changed.get("batch_stats", {}), logits)
+      loss, parts = loss_fn(outputs, targets)
+    return loss, (parts, changed.get("batch_stats", {}), outputs["mask"])
 
   loss_scale = state.loss_scale
   if loss_scale is None:
@@ -89,6 +90,7 @@ def train_step(
       learned,
       {name: getattr(state, name) for name in learned},
     )
+  mask = targets["mask"]
   counts = metrics.confusion_counts(logits, mask, jnp.ones(mask.shape[0]))
   dice = (2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1)
   figures = {"loss": loss, **parts, "dice": jnp.mean(dice), "grad_norm": grad_norm}
@@ -112,7 +114,7 @@ def create_train_step(
     train_step,
     model=model,
     tx=tx,
-    loss_fn=functools.partial(segmentation_loss, **config.loss),
+    loss_fn=create_objective(config.loss.to_dict()),
     dropout_key=stream_key(config.seed, "dropout"),
     ema_decay=functools.partial(
       optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
@@ -120,12 +122,12 @@ def create_train_step(
   )
   policy = AugmentPolicy(**config.augment)
 
-  def step(state: TrainState, batch: Mapping[str, jax.Array]):
+  def step(state: TrainState, batch: Mapping[str, Any]):
     if config.data.augment_on != "device":
-      return learn(state, batch["image"], batch["mask"])
+      return learn(state, batch["image"], batch["targets"])
     with jax.named_scope("augment"):
-      image, mask = unpack_views(batch, policy)
-    return learn(state, image, mask)
+      image, mask = unpack_views(batch["views"], policy)
+    return learn(state, image, {**batch["targets"], "mask": mask})
 
   whole, shared = devices.replicated(), devices.by_rows()
   return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)

@@ -46,7 +46,7 @@ def open_workdir(
     workdir: the folder.
     sources: of the splits that training reads; their cases are part of what a run is.
     total_steps: batches that the run will have seen in the end.
-    force: whether fields in `ODD_FIELDS` may have other values than before.
+    force: whether the fields that are `FORCE_ONLY` may have other values than before.
 
   Yields:
     Nothing.
@@ -62,7 +62,8 @@ def open_workdir(
   steps = whole_steps(workdir)
   changed: dict[str, tuple[Any, Any]] = {}
   if saved is not None and steps:
-    changed = config_lib.differences(config_lib.with_later_fields(saved, config), config)
+    config_lib.refuse_other_version(workdir, saved, config)
+    changed = config_lib.differences(saved, config)
     _refuse_changes(workdir, changed, force)
     stored = _stored_cases(workdir)
     if {split: stored[split] for split in cases} != cases:
@@ -97,7 +98,9 @@ def _list(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _refuse_changes(workdir: Path, changed: Mapping[str, tuple[Any, Any]], force: bool) -> None:
   """Says field by field what is not as the run has it."""
-  fixed = sorted(field for field in changed if not field.startswith(config_lib.ODD_FIELDS))
+  fixed = sorted(
+    field for field in changed if config_lib.field_of(field).resume != config_lib.FORCE_ONLY
+  )
   if fixed:
     names = ", ".join(f"config.{field}" for field in fixed)
     if fixed == ["eval.image_size"]:  # by default the last of train.image_sizes

@@ -72,15 +72,15 @@ def rows(batches):
   return [
     row
     for batch in batches
-    for row in zip(batch["case_id"], batch["image"], batch["mask"], strict=True)
+    for row in zip(batch["case_id"], batch["image"], batch["targets"]["mask"], strict=True)
   ]
 
 
 def test_shapes_and_values():
   batch = next(open_train())
   assert batch["image"].shape == (BATCH, 32, 32, 3) and batch["image"].dtype == np.uint8
-  assert batch["mask"].shape == (BATCH, 32, 32, 1) and batch["mask"].dtype == np.uint8
-  assert set(np.unique(batch["mask"])) == {0, 1}
+  assert batch["targets"]["mask"].shape == (BATCH, 32, 32, 1) and batch["targets"]["mask"].dtype == np.uint8
+  assert set(np.unique(batch["targets"]["mask"])) == {0, 1}
   assert len(batch["case_id"]) == BATCH
 
 
@@ -176,8 +176,8 @@ def test_rows_of_all_processes_are_the_batch(processes):
   for number, batch in enumerate(whole):
     own = [part[number] for part in parts]
     assert [name for part in own for name in part["case_id"]] == batch["case_id"]
-    for name in ("image", "mask"):
-      np.testing.assert_array_equal(np.concatenate([part[name] for part in own]), batch[name])
+    for given in (lambda part: part["image"], lambda part: part["targets"]["mask"]):
+      np.testing.assert_array_equal(np.concatenate([given(part) for part in own]), given(batch))
 
 
 def test_position_saved_by_one_process_is_that_of_each():
@@ -216,7 +216,7 @@ def test_image_sizes_switch_at_their_batch():
   batches = open_train(image_size_at=lambda step: sizes[step], num_threads=4, prefetch_batches=3)
   assert [batch["image"].shape[1] for batch in take(batches, 7)] == sizes
   batches = open_train(image_size_at=lambda step: sizes[step])
-  masks = [batch["mask"].shape for batch in take(batches, 7)]
+  masks = [batch["targets"]["mask"].shape for batch in take(batches, 7)]
   assert masks == [(BATCH, size, size, 1) for size in sizes]
 
 

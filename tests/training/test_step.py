@@ -74,7 +74,7 @@ def create_batch(size=4, seed=0):
   """Noise whose lesion is where red is stronger than blue: learnable from single pixels."""
   image = np.random.default_rng(seed).integers(1, 255, (size, 16, 16, 3), np.uint8)
   mask = (image[..., :1] > image[..., 2:]).astype(np.float32)
-  return {"image": jnp.asarray(image), "mask": jnp.asarray(mask)}
+  return {"image": jnp.asarray(image), "targets": {"mask": jnp.asarray(mask)}}
 
 
 def spoilt_batch(kind):

@@ -37,8 +37,8 @@ class Preprocessing:
     InputError: if color_constancy is none of them, or hair_removal neither True nor False.
   """
 
-  hair_removal: bool
-  color_constancy: str
+  hair_removal: bool = False
+  color_constancy: str = "none"
 
   def __post_init__(self):
     """Refuses a name that stands for nothing."""

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
+from medlitenet_jax.models.entry import Sizes
 from medlitenet_jax.models.layers import (
   ASPP,
   SCSE,
@@ -21,6 +22,7 @@ from medlitenet_jax.models.layers import (
 from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlobalFusion
 from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap
 
+SIZES = Sizes(multiple=32, smallest=64)
 STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has the first's
 
 # The three members of the ensemble. The paper does not describe them; what tells them apart is
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
   def __call__(self, x, *, train: bool):
     """Maps [B, H, W, 3] to the stem's and the stages' features, at strides 2, 4, 8, 16 and 32."""
     x = Stem(STAGE_DIMS[0], self.form, self.dtype, name="stem")(x)
-    features = [Norm(name="stem_norm")(x, train=train)]
+    features = [Norm("stem", name="stem_norm")(x, train=train)]
     for stage, (dim, blocks) in enumerate(zip(STAGE_DIMS, self.blocks, strict=True), start=1):
       x = features[-1]
       for block in range(blocks):
@@ -194,12 +196,12 @@ class MedLiteNet(nn.Module):
       train: whether BatchNorm uses the batch's statistics and dropout acts (stream "dropout").
 
     Returns:
-      [B, H, W, 1] float32 logits; above 0 is lesion.
+      {"mask": [B, H, W, 1] float32 logits}; above 0 is lesion.
 
     Raises:
       ValueError: if H or W is not such a multiple.
     """
-    check_image_size(*image.shape[1:3])
+    SIZES.check(*image.shape[1:3])
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
       image.astype(self.dtype), train=train
@@ -233,7 +235,7 @@ class MedLiteNet(nn.Module):
       )
     else:
       x = Pointwise(STAGE_DIMS[3], use_bias=False, name="aspp", **common)(deep)
-      x = Norm(name="aspp_norm")(x, train=train)
+      x = Norm("aspp", name="aspp_norm")(x, train=train)
 
     gate_context = context if self.gate_context else None
     if 0 in self.gate_stages:
@@ -243,19 +245,4 @@ class MedLiteNet(nn.Module):
       decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
       x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
-    return ops.upsample2x(logits, self.form)
-
-
-def check_image_size(height: int, width: int) -> None:
-  """Refuses sides that the network cannot take.
-
-  Args:
-    height: in pixels.
-    width: in pixels.
-
-  Raises:
-    ValueError: if either is not a multiple of 32 from 64 up.
-  """
-  for side in (height, width):
-    if not isinstance(side, int) or side < 64 or side % 32:
-      raise ValueError(f"the network takes sides that are multiples of 32 from 64 up, not {side!r}")
+    return {"mask": ops.upsample2x(logits, self.form)}

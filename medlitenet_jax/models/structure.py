@@ -1,0 +1,50 @@
+"""What is known of a network before anything is computed: its variables and its norms."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medlitenet_jax.models.fold import Fold
+from medlitenet_jax.models.layers import Norm
+
+
+class Structure(NamedTuple):
+  """What tracing a network once tells of it.
+
+  Attributes:
+    shapes: {"params", "batch_stats"} of shapes and dtypes, by module; "batch_stats" is empty for a
+      network without BatchNorm.
+    folds: its norms that can be folded into convolutions.
+  """
+
+  shapes: dict[str, Any]
+  folds: Sequence[Fold]
+
+
+@functools.lru_cache(maxsize=16)
+def inspect_model(model: nn.Module, image_size: int) -> Structure:
+  """Traces a network's initialisation.
+
+  Args:
+    model: maps [B, S, S, 3] images to {"mask": logits, ...}.
+    image_size: pixels a side, any that the network takes.
+
+  Returns:
+    Its structure.
+  """
+  folds: dict[tuple[str, ...], Fold] = {}
+
+  def note(next_call, args, kwargs, context):
+    norm, path = context.module, context.module.path
+    if isinstance(norm, Norm) and norm.folds_into:
+      folds[path] = Fold(path, (*path[:-1], norm.folds_into), norm.epsilon)
+    return next_call(*args, **kwargs)
+
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  with nn.intercept_methods(note):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+  return Structure({"batch_stats": {}, **shapes}, tuple(folds.values()))

@@ -1,0 +1,73 @@
+"""What a field of the configuration takes: a test of its value, and the words for a refusal."""
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from medlitenet_jax.system.errors import InputError
+
+
+class Rule(NamedTuple):
+  """What a value has to be.
+
+  Attributes:
+    holds: whether a value can be used; may raise TypeError, ValueError or OverflowError for one of
+      another type.
+    takes: what can be used, to stand behind "takes".
+  """
+
+  holds: Callable[[Any], bool]
+  takes: str
+
+  def check(self, field: str, value: Any) -> None:
+    """Refuses a value that breaks the rule.
+
+    Args:
+      field: its name, as the user writes it.
+      value: of the field.
+
+    Raises:
+      InputError: names the field, what it takes and the value.
+    """
+    try:
+      holds = bool(self.holds(value))
+    except (TypeError, ValueError, OverflowError):
+      holds = False
+    if not holds:
+      raise InputError(f"{field} takes {self.takes}, not {value!r:.80}")
+
+
+def whole(least: int, most: int) -> Rule:
+  """A whole number from `least` to `most`."""
+  return Rule(
+    lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most,
+    f"a whole number from {least} to {most}",
+  )
+
+
+def number(
+  *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below=math.inf
+) -> Rule:
+  """A finite number within bounds; `above` and `below` are bounds that it must not reach."""
+  bounds = [
+    f"{word} {bound:g}"
+    for word, bound in (("of at least", least), ("above", above), ("up to", most), ("below", below))
+    if math.isfinite(bound)
+  ]
+  return Rule(
+    lambda v: math.isfinite(v) and least <= v <= most and above < v < below,
+    f"a number {' and '.join(bounds)}" if bounds else "a finite number",
+  )
+
+
+def one_of(names: Collection[str]) -> Rule:
+  """One of some names."""
+  return Rule(lambda v: v in names, f"one of {', '.join(names)}")
+
+
+def some_of(names: Collection[str]) -> Rule:
+  """Any of some names, each once."""
+  return Rule(
+    lambda v: set(v) <= set(names) and len(set(v)) == len(v),
+    f"any of {', '.join(names)}, each once",
+  )
