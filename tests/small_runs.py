@@ -31,7 +31,7 @@ MODEL = {
 # 13 cases in batches of 4: validation and checkpoints after batches 3, 6 and 8, the first of them
 # between two updates and within an epoch; the size of the images changes at batch 5.
 FIELDS = {
-  **{f"model.{name}": value for name, value in MODEL.items()},
+  **{f"model.medlitenet.{name}": value for name, value in MODEL.items()},
   "data.source": "synthetic",
   "data.synthetic.num_train": 13,
   "data.synthetic.num_val": 3,

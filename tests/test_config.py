@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import functools
 import importlib
 import json
 import os
@@ -16,11 +17,11 @@ from medlitenet_jax.config import (
   differences,
   flatten,
   for_evaluation,
+  refuse_other_version,
   resolve,
-  with_later_fields,
 )
 from medlitenet_jax.data.augment.policy import AugmentPolicy
-from medlitenet_jax.models.registry import MODELS
+from medlitenet_jax.models.registry import NETWORKS
 from medlitenet_jax.system.errors import InputError
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -63,8 +64,8 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     assert config.model.variant == name
     changed = differences(base, config)
     assert all(field.startswith(("model.", "loss.")) for field in changed)
-    expected = MODELS["medlitenet"][1][name]
-    assert {field: config.model[field] for field in expected} == expected
+    expected = NETWORKS["medlitenet"].variants[name]
+    assert {field: config.model.medlitenet[field] for field in expected} == expected
 
 
 def test_the_recipe_of_hard_cases_only_switches_augmentations_on():
@@ -82,7 +83,7 @@ def test_the_recipe_without_mixer_is_that_of_the_released_weights_otherwise():
     resolve(importlib.import_module(f"configs.{name}").get_config(), "cpu")
     for name in ("released", "no_mixer")
   )
-  assert differences(released, without) == {"model.mixer": (True, False)}
+  assert differences(released, without) == {"model.medlitenet.mixer": (True, False)}
 
 
 def test_the_recipe_of_the_last_epochs_switches_augmentations_off_and_keeps_flips():
@@ -146,8 +147,9 @@ def test_resolving_leaves_the_recipe_alone_and_twice_is_once():
 
 def test_a_field_given_wins_over_the_variant():
   config = resolve(small_config(), "cpu")
-  assert {name: config.model[name] for name in MODEL} == MODEL
-  assert config.model.mixer_mlp_ratio == MODELS["medlitenet"][1]["base"]["mixer_mlp_ratio"]
+  own = config.model.medlitenet
+  assert {name: own[name] for name in MODEL} == MODEL
+  assert own.mixer_mlp_ratio == NETWORKS["medlitenet"].variants["base"]["mixer_mlp_ratio"]
 
 
 BAD_VALUES = {
@@ -182,23 +184,18 @@ BAD_VALUES = {
   "model__name": "unet9",
   "model__variant": "huge",
   "model__form": "magic",
-  "model__encoder_blocks": (1, 2, 3),
-  "model__mixer_dim": 30,
-  "model__mixer_layers": 0,
-  "model__mixer_heads": 0,
-  "model__mixer_mlp_ratio": 0,
-  "model__aspp_branch_dim": 0,
-  "model__aspp_dilations": (),
-  "model__decoder_dims": (16, 16, 16, 0),
-  "model__gate_stages": (0, 5),
-  "model__boundary_bias_stage": 5,
-  "model__dropout": 1.0,
+  "model__medlitenet__encoder_blocks": (1, 2, 3),
+  "model__medlitenet__mixer_dim": 30,
+  "model__medlitenet__mixer_layers": 0,
+  "model__medlitenet__mixer_heads": 0,
+  "model__medlitenet__mixer_mlp_ratio": 0,
+  "model__medlitenet__aspp_branch_dim": 0,
+  "model__medlitenet__aspp_dilations": (),
+  "model__medlitenet__decoder_dims": (16, 16, 16, 0),
+  "model__medlitenet__gate_stages": (0, 5),
+  "model__medlitenet__boundary_bias_stage": 5,
+  "model__medlitenet__dropout": 1.0,
   "ensemble__members": (1, 2),
-  "loss__bce_weight": -1.0,
-  "loss__dice_weight": -1.0,
-  "loss__dice_epsilon": 0.0,
-  "loss__boundary_weight": -1.0,
-  "loss__boundary_width": -1,
   "optim__learning_rate": 0.0,
   "optim__final_learning_rate": -1e-3,
   "optim__warmup_updates": -1,
@@ -241,14 +238,12 @@ ABSURD_VALUES = {
   "optim__learning_rate": float("inf"),
   "optim__accumulation": 10**9,
   "optim__warmup_updates": 2**31,
-  "loss__bce_weight": float("inf"),
-  "loss__boundary_width": 10**9,
   "augment__elastic_grid": 10**6,
   "augment__clahe_tiles": 10**6,
-  "model__aspp_dilations": (1, 3_000_000_000),
-  "model__mixer_dim": 4_000_000_000,
-  "model__decoder_dims": (16, 16, 16, 10**6),
-  "model__mixer_layers": 10**6,
+  "model__medlitenet__aspp_dilations": (1, 3_000_000_000),
+  "model__medlitenet__mixer_dim": 4_000_000_000,
+  "model__medlitenet__decoder_dims": (16, 16, 16, 10**6),
+  "model__medlitenet__mixer_layers": 10**6,
 }
 
 
@@ -258,16 +253,11 @@ def test_bad_value_names_its_field(name, value):
     resolve(with_fields(get_config(), **{name: value}), "cpu")
   line = str(error.value)
   field = name.replace("__", ".")
-  assert field in line or (name == "model__mixer_heads" and "mixer_heads" in line)
+  assert field in line or (name == "model__medlitenet__mixer_heads" and "mixer_heads" in line)
   assert len(line.splitlines()) == 1
 
 
-def test_a_loss_of_nothing_is_refused():
-  with pytest.raises(InputError, match=r"bce_weight and config\.loss\.dice_weight are both 0"):
-    resolved(loss__bce_weight=0.0, loss__dice_weight=0.0)
-
-
-@pytest.mark.parametrize("name", ["optim__learning_rate", "loss__bce_weight", "optim__clip_norm"])
+@pytest.mark.parametrize("name", ["optim__learning_rate", "optim__clip_norm"])
 def test_what_is_not_a_number_is_refused(name):
   with pytest.raises(InputError, match=name.replace("__", r"\.")):
     resolve(with_fields(get_config(), **{name: float("nan")}), "cpu")
@@ -304,16 +294,11 @@ def test_what_is_no_configuration_is_refused(tmp_path, text):
   assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-  "missing", ["train", "model.variant", "model.mixer_dim", "optim.clip_norm"]
-)
-def test_configuration_without_a_field_is_refused(tmp_path, missing):
+@pytest.mark.parametrize("missing", ["model.name", "model.variant"])
+def test_configuration_without_a_network_is_refused(tmp_path, missing):
   tree = resolved().to_dict()
-  *path, leaf = missing.split(".")
-  node = tree
-  for part in path:
-    node = node[part]
-  del node[leaf]
+  section, leaf = missing.split(".")
+  del tree[section][leaf]
   (tmp_path / "config.json").write_text(json.dumps(tree))
   with pytest.raises(InputError):
     for_evaluation(config_lib.load(tmp_path), {}, "cpu", get_config())
@@ -340,11 +325,11 @@ def test_differences_are_of_what_is_learned():
     profile__num_steps=3,
   )
   assert differences(old, same) == {}
-  new = with_fields(same, seed=1, optim__learning_rate=2e-3, model__dropout=0.2)
+  new = with_fields(same, seed=1, optim__learning_rate=2e-3, model__medlitenet__dropout=0.2)
   assert differences(old, new) == {
     "seed": (0, 1),
     "optim.learning_rate": (5e-3, 2e-3),
-    "model.dropout": (0.1, 0.2),
+    "model.medlitenet.dropout": (0.1, 0.2),
   }
 
 
@@ -365,9 +350,9 @@ def test_differences_notice_every_other_field():
 def test_differences_report_a_field_of_one_side_alone():
   old, new = resolved(), resolved()
   with old.unlocked():
-    del old.model["scse"]
-  assert differences(old, new) == {"model.scse": (None, True)}
-  assert differences(new, old) == {"model.scse": (True, None)}
+    del old.model.medlitenet["scse"]
+  assert differences(old, new) == {"model.medlitenet.scse": (None, True)}
+  assert differences(new, old) == {"model.medlitenet.scse": (True, None)}
 
 
 def test_evaluation_takes_its_own_fields():
@@ -392,7 +377,8 @@ def test_evaluation_takes_its_own_fields():
 
 
 @pytest.mark.parametrize(
-  ("field", "value"), [("model.mixer_layers", 2), ("model.variant", "wide_context"), ("seed", 3)]
+  ("field", "value"),
+  [("model.medlitenet.mixer_layers", 2), ("model.variant", "wide_context"), ("seed", 3)],
 )
 def test_evaluation_refuses_another_network(field, value):
   with pytest.raises(InputError, match=rf"config\.{field}"):
@@ -400,8 +386,8 @@ def test_evaluation_refuses_another_network(field, value):
 
 
 @pytest.mark.parametrize("missing", ["eval", "ensemble", "eval.hysteresis_low", "data.num_threads"])
-def test_fields_of_evaluation_that_a_run_does_not_know_are_the_recipes(missing):
-  """A run that is older than a field of evaluation can still be evaluated."""
+def test_fields_that_trained_weights_do_not_know_are_the_recipes(missing):
+  """Weights that are older than a field can still be evaluated."""
   tree = resolved().to_dict()
   *path, leaf = missing.split(".")
   del (tree[path[0]] if path else tree)[leaf]
@@ -413,21 +399,12 @@ def test_fields_of_evaluation_that_a_run_does_not_know_are_the_recipes(missing):
   assert config.model == resolved().model
 
 
-LATER = (
-  "preprocess",
-  "preprocess.hair_removal",
-  "augment.hairs_probability",
-  "augment.hairs_count",
-)
-
-
-@pytest.mark.parametrize("missing", LATER)
-def test_a_run_older_than_preprocessing_or_an_augmentation_went_without(missing):
+@pytest.mark.parametrize("missing", ["preprocess", "preprocess.hair_removal"])
+def test_weights_older_than_a_preprocessing_see_photographs_without_it(missing):
   tree = resolved().to_dict()
   *path, leaf = missing.split(".")
   del (tree[path[0]] if path else tree)[leaf]
-  on = {"preprocess__hair_removal": True, "preprocess__color_constancy": "shades_of_grey"}
-  recipe = with_fields(get_config(), **on, augment__hairs_probability=0.5)
+  recipe = with_fields(get_config(), preprocess__hair_removal=True)
   config = for_evaluation(ConfigDict(tree), {}, "cpu", recipe)
   assert config.to_dict() == resolved().to_dict()
   for_evaluation(ConfigDict(tree), {"preprocess.hair_removal": False}, "cpu", recipe)
@@ -435,18 +412,19 @@ def test_a_run_older_than_preprocessing_or_an_augmentation_went_without(missing)
     for_evaluation(ConfigDict(tree), {"preprocess.hair_removal": True}, "cpu", recipe)
 
 
-@pytest.mark.parametrize("missing", LATER)
-def test_such_a_run_goes_on_under_the_recipe_that_leaves_it_out(missing):
-  tree = resolved().to_dict()
-  *path, leaf = missing.split(".")
-  del (tree[path[0]] if path else tree)[leaf]
-  older = ConfigDict(tree)
-  assert differences(with_later_fields(older, resolved()), resolved()) == {}
-  asked = resolved(preprocess__hair_removal=True, augment__hairs_probability=0.5)
-  assert differences(with_later_fields(older, asked), asked) == {
-    "preprocess.hair_removal": (False, True),
-    "augment.hairs_probability": (0.0, 0.5),
-  }
+@pytest.mark.parametrize(
+  "field", ["preprocess.hair_removal", "train.epochs", "model.medlitenet.scse"]
+)
+def test_a_run_of_another_version_is_refused_in_a_line(tmp_path, field):
+  """Whichever of the two has the field."""
+  *path, leaf = field.split(".")
+  one, other = resolved().to_dict(), resolved()
+  del functools.reduce(lambda tree, name: tree[name], path, one)[leaf]
+  for saved, asked in ((ConfigDict(one), other), (other, ConfigDict(one))):
+    with pytest.raises(InputError, match=f"config.{field} is not as this version") as error:
+      refuse_other_version(tmp_path, saved, asked)
+    assert len(str(error.value).splitlines()) == 1
+  refuse_other_version(tmp_path, other, resolved())
 
 
 @pytest.mark.parametrize(
@@ -473,7 +451,7 @@ def test_evaluation_size_0_is_the_last_of_training():
 # The groups of fields that go whole into something: where to look for `NAME.FIELD` instead.
 UNPACKED = {
   "augment": ("policy", ("data/augment/geometry.py", "data/augment/photometric.py")),
-  "model": ("self", ("models/medlitenet/network.py",)),
+  "medlitenet": ("self", ("models/medlitenet/network.py",)),
   "preprocess": ("self", ("data/images/preprocess.py",)),
 }
 ALIASES = {"optimizer": "optim"}  # a group under another name in a function that is given it
@@ -521,10 +499,14 @@ def unread_fields(config):
   unread = []
   for field, _ in flatten(config):
     group, leaf = f"config.{field}".split(".")[-2:]
-    if group == "loss":
-      is_read = leaf in names_read(PACKAGE / "training" / "losses.py", "segmentation_loss")
-    elif field in ("model.name", "model.variant"):
-      is_read = f"fields.{leaf}" in fields_read(PACKAGE / "models" / "registry.py")
+    if field.startswith("loss."):
+      is_read = leaf == "weight" or leaf in names_read(
+        PACKAGE / "training" / "losses.py", f"_{group}_term"
+      )
+    elif group == "model":
+      registry = fields_read(PACKAGE / "models" / "registry.py")
+      network = fields_read(PACKAGE / "models" / "medlitenet" / "network.py")
+      is_read = f"fields.{leaf}" in registry or f"self.{leaf}" in network
     elif group in UNPACKED:
       owner, files = UNPACKED[group]
       wanted, patterns = f"{owner}.{leaf}", set().union(*(fields_read(PACKAGE / f) for f in files))
@@ -548,12 +530,13 @@ def test_every_field_is_read():
     "augment.spare",
     "preprocess.spare",
     "model.spare",
-    "loss.spare",
+    "model.medlitenet.spare",
+    "loss.bce.spare",
     "eval.warmup",
   ],
 )
 def test_a_field_that_nothing_reads_is_noticed(field):
   config = get_config().unlock()
   *path, leaf = field.split(".")
-  (config[path[0]] if path else config)[leaf] = 1
+  functools.reduce(lambda section, name: section[name], path, config)[leaf] = 1
   assert unread_fields(config) == [field]

@@ -89,9 +89,9 @@ def bad_inputs():
       (str(finished), "config.optim.learning_rate", "0.25"),
     ),
     "another_network": (
-      small_arguments(model__mixer_layers=2),
+      small_arguments(model__medlitenet__mixer_layers=2),
       finished,
-      (str(finished), "config.model.mixer_layers"),
+      (str(finished), "config.model.medlitenet.mixer_layers"),
     ),
     "occupied": (small_arguments(), occupied, (str(occupied), "--workdir")),
     "under_a_file": (small_arguments(), occupied / "notes.txt" / "run", ("notes.txt",)),
@@ -109,9 +109,9 @@ def bad_inputs():
       (str(finished), "--config"),
     ),
     "changed_network": (
-      (*evaluate, *arguments(model__mixer_layers=2)),
+      (*evaluate, *arguments(model__medlitenet__mixer_layers=2)),
       finished,
-      ("config.model.mixer_layers",),
+      ("config.model.medlitenet.mixer_layers",),
     ),
     "no_threshold": (
       (*evaluate, *arguments(eval__threshold=1.5)),

@@ -64,7 +64,7 @@ def assert_equal(actual, expected):
   for one, other in zip(actual, expected, strict=True):
     assert list(one["case_id"]) == list(other["case_id"])
     np.testing.assert_array_equal(one["image"], other["image"])
-    np.testing.assert_array_equal(one["mask"], other["mask"])
+    np.testing.assert_array_equal(one["targets"]["mask"], other["targets"]["mask"])
 
 
 def rows(batches):
@@ -79,7 +79,10 @@ def rows(batches):
 def test_shapes_and_values():
   batch = next(open_train())
   assert batch["image"].shape == (BATCH, 32, 32, 3) and batch["image"].dtype == np.uint8
-  assert batch["targets"]["mask"].shape == (BATCH, 32, 32, 1) and batch["targets"]["mask"].dtype == np.uint8
+  assert (
+    batch["targets"]["mask"].shape == (BATCH, 32, 32, 1)
+    and batch["targets"]["mask"].dtype == np.uint8
+  )
   assert set(np.unique(batch["targets"]["mask"])) == {0, 1}
   assert len(batch["case_id"]) == BATCH
 

@@ -17,6 +17,7 @@ from medlitenet_jax.inference.networks import create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.training.loop import create_run_optimizer
 from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
@@ -83,11 +84,14 @@ def train_program(precision):
   config = resolved(precision=precision, **{"data.augment_on": "device"})
   model = create_model(config.model.to_dict(), DTYPES[precision])
   tx, _ = create_run_optimizer(config.optim, total_steps=100)
-  state = jax.eval_shape(functools.partial(create_state, model, tx, 0, precision))
+  state = jax.eval_shape(
+    functools.partial(create_state, model, tx, seed=0, precision=precision, image_size=SIZE)
+  )
   policy = AugmentPolicy(**config.augment)
   blank = np.zeros((SIZE, SIZE), np.uint8)
   packed = pack_view(np.random.default_rng(0), np.dstack([blank] * 3), blank, SIZE, policy)
-  batch = {n: jax.ShapeDtypeStruct((BATCH, *a.shape), a.dtype) for n, a in packed.items()}
+  views = {n: jax.ShapeDtypeStruct((BATCH, *a.shape), a.dtype) for n, a in packed.items()}
+  batch = {"views": views, "targets": {}}
   traced = create_train_step(config, model, tx).trace(state, batch)
   return traced.lower(lowering_platforms=("cuda",)), state
 
@@ -98,7 +102,9 @@ def forward_program(precision):
   model = create_model(config.model.to_dict(), DTYPES[precision])
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
   variables = jax.eval_shape(
-    lambda key, image: fold_batch_norm(model.init(key, image)), jax.random.key(0), blank
+    lambda key, image: fold_batch_norm(model.init(key, image), inspect_model(model, SIZE).folds),
+    jax.random.key(0),
+    blank,
   )
   predict = create_predict([(model, SIZE)], tta="six")
   traced = predict.trace([variables], {SIZE: photographs()})

@@ -7,15 +7,17 @@ import pytest
 
 from configs import base
 from medlitenet_jax.config import resolve
+from medlitenet_jax.models.medlitenet.entry import drawing
 from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.modes.describe import describe, draw_architecture
+from medlitenet_jax.modes.describe import describe
+from medlitenet_jax.pages.architecture import draw_architecture
 from medlitenet_jax.speed.parts import count_parts
 
 
 def fields(**changes):
   config = base.get_config()
   for name, value in changes.items():
-    config.model[name] = value
+    (config.model if name in config.model else config.model.medlitenet)[name] = value
   return resolve(config, "cpu").model.to_dict()
 
 
@@ -56,8 +58,11 @@ def test_operations_do_not_depend_on_the_form(parts):
 @pytest.mark.parametrize("changes", [{}, {"mixer": False}, {"aspp": False, "gate_stages": ()}])
 def test_picture_is_drawn_with_and_without_parts(tmp_path, changes):
   path = tmp_path / "architecture.png"
-  draw_architecture(count_parts(fields(**changes), 64), "title", path)
-  assert cv2.imread(str(path)).std() > 1
+  model = fields(**changes)
+  parts = count_parts(model, 64)
+  for layout in (drawing([part.name for part in parts], model["medlitenet"]), None):
+    draw_architecture(parts, "title", path, layout)
+    assert cv2.imread(str(path)).std() > 1
 
 
 def test_describe_prints_the_total(tmp_path, capsys):

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medlitenet_jax.speed.trace import OTHER, SCOPES, TABLE_FILE, op_names, profile_window, scope_of
+from medlitenet_jax.speed.trace import (
+  OTHER,
+  STEP_PARTS,
+  TABLE_FILE,
+  op_names,
+  part_of,
+  profile_window,
+)
+
+PARTS = {"gate": ("gate",), "encoder": ("encoder",), "decoder": ("decoder1",)}
 
 
 @jax.jit
@@ -35,7 +44,7 @@ def traced(tmp_path_factory):
     seen.append("program")
     return step.lower(x).compile().as_text()
 
-  with profile_window(start_step=2, num_steps=2, folder=folder, program=program) as at:
+  with profile_window(start_step=2, num_steps=2, folder=folder, program=program, parts=PARTS) as at:
     for number in range(6):
       at(number, x)
       x = step(x)
@@ -62,14 +71,19 @@ def test_every_part_has_its_time_forward_and_backward(traced):
 
 
 def test_augmentation_on_the_device_is_a_part():
-  assert scope_of("jit(step)/jit(main)/augment/dot_general") == "augmentation" in SCOPES
-  assert scope_of("jit(step)/jit(main)/reshape") == OTHER
+  parts = {**PARTS, **STEP_PARTS}
+  assert part_of("jit(step)/jit(main)/augment/dot_general", parts) == "augmentation"
+  assert part_of("jit(step)/jit(main)/reshape", parts) == OTHER
 
 
 def test_a_window_that_the_loop_ends_in_is_closed(tmp_path):
   x = jnp.ones((64, 64))
   window = profile_window(
-    start_step=0, num_steps=9, folder=tmp_path, program=lambda: step.lower(x).compile().as_text()
+    start_step=0,
+    num_steps=9,
+    folder=tmp_path,
+    program=lambda: step.lower(x).compile().as_text(),
+    parts=PARTS,
   )
   with window as at:
     at(0, x)
@@ -83,7 +97,7 @@ def test_an_error_within_the_window_is_the_one_that_is_seen(tmp_path):
   def program():
     raise AttributeError("nothing was compiled")
 
-  window = profile_window(start_step=0, num_steps=9, folder=tmp_path, program=program)
+  window = profile_window(start_step=0, num_steps=9, folder=tmp_path, program=program, parts=PARTS)
   with pytest.raises(OSError, match="broken photograph"), window as at:
     at(0, jnp.ones(2))
     raise OSError("broken photograph")
@@ -92,7 +106,9 @@ def test_an_error_within_the_window_is_the_one_that_is_seen(tmp_path):
 
 
 def test_no_window_leaves_nothing(tmp_path):
-  with profile_window(start_step=0, num_steps=0, folder=tmp_path, program=lambda: "") as at:
+  with profile_window(
+    start_step=0, num_steps=0, folder=tmp_path, program=lambda: "", parts=PARTS
+  ) as at:
     at(0, None)
   assert not list(tmp_path.iterdir())
 

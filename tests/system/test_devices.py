@@ -29,11 +29,11 @@ FIELDS = {
   "data.synthetic.num_val": 5,
   "eval.batch_size": 5,  # neither shares out equally nor divides the 6 cases of test
   "model.form": "library",
-  "model.aspp": False,
-  "model.gate_stages": "()",
-  "model.scse": False,
-  "model.cross_scale": False,
-  "model.boundary_bias": False,
+  "model.medlitenet.aspp": False,
+  "model.medlitenet.gate_stages": "()",
+  "model.medlitenet.scse": False,
+  "model.medlitenet.cross_scale": False,
+  "model.medlitenet.boundary_bias": False,
 }
 # Narrows the encoder, which runs in a tenth of the time, and sets a run of one process aside as it
 # is after `KEPT` batches.

@@ -125,12 +125,11 @@ def test_batches_hold_the_same_cases_and_views_for_any_threads():
   for batch in first:
     again, plain = next(other), next(host)
     assert batch["case_id"] == again["case_id"] == plain["case_id"]
-    assert batch["canvas"].shape == (4, 64, 64, 4)
-    for name in batch:
-      np.testing.assert_array_equal(batch[name], again[name])
-    arrays = {name: jnp.asarray(a) for name, a in batch.items() if name != "case_id"}
-    _, mask = unpack(arrays)
-    assert np.mean(mask != plain["mask"]) < 0.01
+    assert batch["views"]["canvas"].shape == (4, 64, 64, 4) and batch["targets"] == {}
+    for name, array in batch["views"].items():
+      np.testing.assert_array_equal(array, again["views"][name])
+    _, mask = unpack(jax.tree.map(jnp.asarray, batch["views"]))
+    assert np.mean(mask != plain["targets"]["mask"]) < 0.01
 
 
 def test_a_gpu_augments_on_the_device_unless_the_host_has_to():

@@ -10,11 +10,11 @@ import pytest
 from small_runs import compiled_as_by_launch
 
 from configs.base import get_config
-from medlitenet_jax.models.medlitenet.network import VARIANTS, check_image_size
+from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, resolve_model
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training.losses import segmentation_loss
+from medlitenet_jax.training.losses import create_objective
 
 # Exact numbers of parameters. A change here is a change of every published checkpoint.
 PARAMETERS = {
@@ -78,7 +78,11 @@ SMALL = {
 
 
 def fields(**changes):
-  return {**get_config().model.to_dict(), **changes}
+  """`config.model` with other values of the shared fields, or of MedLiteNet's own."""
+  model = get_config().model.to_dict()
+  for name, value in changes.items():
+    (model if name in model else model["medlitenet"])[name] = value
+  return model
 
 
 def small(dtype=jnp.float32, **changes):
@@ -120,7 +124,8 @@ def small_variables():
 
 @functools.cache
 def predict(precision="float32", form="platform"):
-  return jax.jit(small(DTYPES[precision], form=form).apply)
+  model = small(DTYPES[precision], form=form)
+  return jax.jit(lambda variables, image: model.apply(variables, image)["mask"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -146,7 +151,7 @@ def test_parameter_budgets():
 def test_logits_have_the_size_of_the_image(variant):
   model = create_model(fields(variant=variant), jnp.bfloat16)
   logits = jax.eval_shape(
-    lambda x: model.init_with_output(jax.random.key(0), x)[0],
+    lambda x: model.init_with_output(jax.random.key(0), x)[0]["mask"],
     jax.ShapeDtypeStruct((2, 512, 384, 3), jnp.float32),
   )
   assert logits.shape == (2, 512, 384, 1) and logits.dtype == jnp.float32
@@ -173,7 +178,7 @@ def test_one_set_of_parameters_runs_at_several_sizes(size):
 @pytest.mark.parametrize("size", [(48, 64), (64, 100), (32, 32), (0, 64), (64, 80)])
 def test_other_sizes_are_refused(size):
   with pytest.raises(ValueError, match="multiples of 32 from 64 up"):
-    check_image_size(*size)
+    SIZES.check(*size)
   with pytest.raises(ValueError, match="multiples of 32 from 64 up"):
     jax.eval_shape(small().init, jax.random.key(0), jnp.zeros((1, *size, 3)))
 
@@ -218,14 +223,14 @@ def test_every_parameter_learns_and_no_gradient_overflows():
   @jax.jit
   def gradient(params, image):
     def loss(params):
-      logits, _ = model.apply(
+      outputs, _ = model.apply(
         {**variables, "params": params},
         image,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},
       )
-      return segmentation_loss(logits, mask, **get_config().loss)[0]
+      return create_objective(get_config().loss.to_dict())(outputs, {"mask": mask})[0]
 
     return jax.grad(loss)(params)
 
@@ -289,7 +294,8 @@ def test_every_field_changes_the_network():
     "remat": True,
     **dict.fromkeys(REMOVED, False),
   }
-  assert set(changed) | {"name"} == set(fields())
+  model = fields()
+  assert set(changed) == ({*model, *model["medlitenet"]} - {"name", "medlitenet"})
 
   def program(model):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
@@ -311,9 +317,9 @@ def test_every_field_changes_the_network():
 
 def test_a_variant_gives_way_to_a_field():
   resolved = resolve_model(fields(variant="fine_boundary", mixer_layers=4))
-  assert resolved["mixer_layers"] == 4
-  assert resolved["decoder_dims"] == VARIANTS["fine_boundary"]["decoder_dims"]
-  assert None not in resolved.values()
+  assert resolved["medlitenet"]["mixer_layers"] == 4
+  assert resolved["medlitenet"]["decoder_dims"] == VARIANTS["fine_boundary"]["decoder_dims"]
+  assert None not in resolved["medlitenet"].values()
   assert resolve_model(resolved) == resolved
 
 
@@ -343,8 +349,21 @@ def test_a_variant_gives_way_to_a_field():
 )
 def test_an_impossible_value_is_refused_by_name(change):
   (field,) = change
-  with pytest.raises(InputError, match=f"config.model.{field}"):
+  place = field if field in fields() else f"medlitenet.{field}"
+  with pytest.raises(InputError, match=f"config.model.{place}"):
     create_model(fields(**change), jnp.float32)
+
+
+@pytest.mark.parametrize("place", ["medlitenet", None])
+def test_an_unknown_field_is_refused_and_a_missing_one_is_the_modules(place):
+  model = fields()
+  (model[place] if place else model)["spare"] = 1
+  with pytest.raises(InputError, match="spare: medlitenet has no such field"):
+    create_model(model, jnp.float32)
+  model = fields()
+  del model["medlitenet"]["scse"], model["medlitenet"]["mixer_dim"]
+  assert resolve_model(model)["medlitenet"]["scse"] is True
+  assert resolve_model(model)["medlitenet"]["mixer_dim"] == VARIANTS["base"]["mixer_dim"]
 
 
 def test_remat_keeps_less_for_the_gradient_and_gives_the_same():
@@ -352,14 +371,14 @@ def test_remat_keeps_less_for_the_gradient_and_gives_the_same():
   variables = small_variables()
 
   def objective(params, image, remat):
-    logits, _ = small(remat=remat, dropout=0.1).apply(
+    outputs, _ = small(remat=remat, dropout=0.1).apply(
       {**variables, "params": params},
       image,
       train=True,
       mutable=["batch_stats"],
       rngs={"dropout": jax.random.key(0)},
     )
-    return jnp.mean(logits**2)
+    return jnp.mean(outputs["mask"] ** 2)
 
   def kept(remat):
     image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
