@@ -38,6 +38,7 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # Forward pass and training step against the machine's own rates and plain convolutions.
 bench: install

@@ -1,6 +1,6 @@
 """The paper's recipe on ISIC 2018 Task 1 (arXiv 2509.03041).
 
-    python launch.py --config=configs/base.py --config.data.root=FOLDER --workdir=runs/paper
+    python launch.py --config=configs/base.py
 
 Every field stands here with its unit and the values it takes; the other files in this folder
 import this one and edit a few lines. `docs/paper.md` says where the paper is silent or contradicts
@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
   config.precision = "auto"
 
   config.data = ConfigDict()
-  # folder, synthetic, or a public set: isic2018, isic2017, isic2016, ph2, ham10000
-  config.data.source = "folder"
-  # folder: holds images/, masks/ and, optionally, splits.csv; public set: where it is prepared
+  # A public set: isic2018, isic2017, isic2016, ph2, ham10000; or folder, or synthetic.
+  config.data.source = "isic2018"
+  # Public set: where it is prepared; folder: holds images/, masks/ and, optionally, splits.csv.
   config.data.root = "data/isic2018"
   # Public set: folder of its archives, zipped or not; empty: downloaded where that is possible.
   config.data.raw = ""

@@ -2,8 +2,7 @@
 
 The members are the released weights:
 
-    python launch.py --config=configs/ensemble.py --mode=evaluate --workdir=runs/ensemble \
-      --config.data.root=FOLDER
+    python launch.py --config=configs/ensemble.py --mode=evaluate --workdir=runs/ensemble
 
 Runs of your own take their place by `--config.ensemble.members="('runs/one','runs/other')"`. Each
 member is rebuilt from the configuration that lies in its folder or file, and sees the size of image

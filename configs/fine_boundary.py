@@ -1,6 +1,6 @@
 """The ensemble's third member: gates everywhere, a wider decoder, borders weighted in the loss.
 
-python launch.py --config=configs/fine_boundary.py --config.data.root=FOLDER
+python launch.py --config=configs/fine_boundary.py
 """
 
 from ml_collections import ConfigDict

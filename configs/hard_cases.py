@@ -1,6 +1,6 @@
 """What makes a photograph hard, put into easy ones: hairs, rulers, poor light, faint borders.
 
-python launch.py --config=configs/hard_cases.py --config.data.root=FOLDER
+python launch.py --config=configs/hard_cases.py
 """
 
 from ml_collections import ConfigDict

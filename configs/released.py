@@ -15,6 +15,7 @@ from configs import base
 def get_config() -> ConfigDict:
   """Returns the base recipe with an update every eight images, for some hours on two CPU cores."""
   config = base.get_config()
+  config.data.source = "folder"
   config.optim.accumulation = 1
   config.optim.learning_rate = 3e-3
   config.train.batch_size = 8

@@ -1,6 +1,6 @@
 """The ensemble's second member: a deeper mixer and a wider ASPP with larger middle dilations.
 
-python launch.py --config=configs/wide_context.py --config.data.root=FOLDER
+python launch.py --config=configs/wide_context.py
 """
 
 from ml_collections import ConfigDict

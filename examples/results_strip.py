@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import medlitenet_jax  # noqa: E402
 from medlitenet_jax.data.synthetic import draw_dermoscopy  # noqa: E402
-from medlitenet_jax.pages.figures import PREDICTION_COLOR, TRUTH_COLOR, outlined  # noqa: E402
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined  # noqa: E402
 
 SEED, COUNT, SIZE, SHOWN, GAP, LABEL = 1, 8, 320, 150, 4, 22
 

@@ -144,7 +144,10 @@ def command_lines() -> dict[str, tuple[tuple[str, ...], str]]:
   predict = ("--mode=predict", f"--output={folder / 'new'}", f"--input={named}")
   return {
     "planted_link": (
-      ("--mode=check", f"--config.data.root={data}", f"--output={output}"),
+      (
+        *("--mode=check", *arguments(data__source="folder", data__root=data)),
+        f"--output={output}",
+      ),
       "check.json.tmp",
     ),
     "size": (arguments(train__image_sizes="(6400000,)"), "image_sizes"),

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -24,8 +25,7 @@ from small_runs import (
 )
 
 from medlitenet_jax import config as config_lib
-
-MODES = ("train", "evaluate", "benchmark", "describe", "check", "preview")
+from medlitenet_jax.modes import MODES
 
 
 @functools.cache
@@ -73,6 +73,26 @@ def bad_inputs():
     "broken_recipe": ((f"--config={folder}/broken.py",), new, ("broken.py",)),
     "raising_recipe": ((f"--config={folder}/raising.py",), new, ("nothing_of_that_name",)),
     "other_recipe": ((f"--config={folder}/other.py",), new, ("get_config",)),
+    "not_prepared": (
+      (*small_arguments(data__source="isic2018"), f"--config.data.root={folder}/nowhere"),
+      new,
+      (
+        f"{folder}/nowhere: isic2018 is not prepared there",
+        "\n    python launch.py --mode=prepare --config=configs/base.py ",
+        f" --config.data.root={folder}/nowhere",
+        "\n    python launch.py --config=configs/base.py --config.data.source=folder "
+        "--config.data.root=FOLDER\n",
+        "\n    python launch.py --config=configs/quickstart.py\n",
+      ),
+    ),
+    "no_archives": (
+      (
+        *small_arguments(data__source="isic2018", data__raw=str(photographs)),
+        f"--config.data.root={folder}/nowhere",
+      ),
+      new,
+      (str(photographs), "ISIC2018_Task1-2_Training_Input"),
+    ),
     "no_data": (folder_source, new, (f"{folder}/nowhere", "config.data.root")),
     "mask_size": (mask_source, new, ("b_segmentation.png", "b.png", "9x9")),
     "image_size": (small_arguments(train__image_sizes="(100,)"), new, ("image_sizes", "100")),
@@ -160,12 +180,24 @@ def answers():
 NAMES = (
   *("mode", "flag", "argument", "field", "group", "whole_number", "fraction", "tuple"),
   *("no_recipe", "broken_recipe", "raising_recipe", "other_recipe"),
-  *("no_data", "mask_size", "image_size", "augmentation", "preprocessing", "source"),
+  *(
+    "not_prepared",
+    "no_archives",
+    "no_data",
+    "mask_size",
+    "image_size",
+    "augmentation",
+    "preprocessing",
+    "source",
+  ),
   *("another_run", "another_network", "occupied", "under_a_file"),
   *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
   *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
   *("two_networks", "measured_ensemble", "described_ensemble"),
 )
+
+
+WAYS_ON = {"not_prepared": 3}
 
 
 def test_every_mistake_has_a_test():
@@ -177,7 +209,9 @@ def test_mistake_is_answered_by_one_line_that_names_it(name):
   done = answers()[0][name]
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith("launch.py: error: ")
-  assert len(done.stderr.splitlines()) == 1
+  # Below the line there may be ways on, each a title and a command, indented.
+  _, *ways = done.stderr.splitlines()
+  assert len(ways) == 2 * WAYS_ON.get(name, 0) and all(way.startswith("  ") for way in ways)
   for part in bad_inputs()[name][2]:
     assert part in done.stderr
 
@@ -189,9 +223,60 @@ def test_mistakes_create_and_change_nothing():
   assert {name for name in before if after.get(name) != before[name]} == set()
 
 
+HEAVY = ("jax", "flax", "optax", "grain", "orbax", "cv2", "scipy", "matplotlib", "numpy")
+
+
+def forbid_imports(folder, *names):
+  """Puts modules into a folder that fail when they are imported."""
+  for name in names:
+    (folder / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+
+
+def test_the_package_itself_imports_nothing_heavy(tmp_path):
+  forbid_imports(tmp_path, *HEAVY, "absl", "ml_collections")
+  program = (
+    "import time; start = time.perf_counter(); import medlitenet_jax\n"
+    "print(time.perf_counter() - start, medlitenet_jax.__version__, medlitenet_jax.load)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 0, done.stderr
+  assert float(done.stdout.split()[0]) < 0.2
+
+
+def test_the_installed_command_finds_the_recipes_that_came_with_it(tmp_path):
+  """As a wheel lays it out: the recipes within the package, and none where it is started."""
+  site, empty = tmp_path / "site", tmp_path / "empty"
+  leave_out = shutil.ignore_patterns("released", "__pycache__")
+  shutil.copytree(ROOT / "medlitenet_jax", site / "medlitenet_jax", ignore=leave_out)
+  shutil.copytree(ROOT / "configs", site / "medlitenet_jax" / "configs", ignore=leave_out)
+  forbid_imports(site, "configs", "jax")  # another project's
+  (site / "medlitenet").write_text("from medlitenet_jax.cli import main\nmain()\n")
+  empty.mkdir()
+
+  def start(*args):
+    return subprocess.run(
+      [sys.executable, str(site / "medlitenet"), *args],
+      cwd=empty,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    ).stderr
+
+  for recipe in ("configs/quickstart.py", "wide_context.py"):
+    error = start(f"--config={recipe}", "--config.train.batchsize=8")
+    assert error.startswith("medlitenet: error: no such config field: batchsize"), error
+  assert "--config=configs/no.py: no such file" in start("--config=configs/no.py")
+  assert not list(empty.iterdir())
+
+
 def test_help_needs_no_jax(tmp_path):
-  for name in ("jax", "flax", "grain", "orbax", "cv2", "medlitenet_jax"):
-    (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+  forbid_imports(tmp_path, *HEAVY)
   for flag in ("--help", "-h"):
     done = launch(flag, timeout=60, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -201,7 +286,7 @@ def test_help_needs_no_jax(tmp_path):
 
 
 def test_mistyped_flag_needs_no_jax(tmp_path):
-  (tmp_path / "jax.py").write_text("raise RuntimeError('jax was imported')\n")
+  forbid_imports(tmp_path, *HEAVY)
   done = launch("--mode=fly", timeout=60, PYTHONPATH=str(tmp_path))
   assert done.returncode == 2 and "was imported" not in done.stderr
 
@@ -246,7 +331,7 @@ def test_preview_draws_the_augmentations_and_the_preprocessing(tmp_path):
 def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
   """What is measured is tested without the launcher."""
   patch = (
-    "from medlitenet_jax import benchmark\n"
+    "from medlitenet_jax.modes import benchmark\n"
     "def benchmark_of(config, output, trained=None):\n"
     "  print('asked', config.train.batch_size, config.benchmark.rounds, output.name, trained)\n"
     "benchmark.benchmark = benchmark_of\n"
@@ -263,7 +348,7 @@ def test_scores_of_weights_go_where_predict_looks_for_their_threshold():
   done = launch("--mode=predict", "--input=x.png", "--config.eval.threshold=0")
   assert done.returncode == 2 and "x.png: no such file" in done.stderr
   patch = (
-    "from medlitenet_jax import evaluate, predict\n"
+    "from medlitenet_jax.modes import evaluate, predict\n"
     "evaluate.evaluate = lambda config, workdir, *_: print('at', workdir)\n"
     "predict.predict = lambda config, workdir, *_: print('at', workdir)\n"
   )
@@ -287,7 +372,7 @@ def test_bars_do_not_fill_a_log():
 
 def test_too_little_memory_of_a_device_is_one_line(tmp_path):
   patch = (
-    "from medlitenet_jax import describe\n"
+    "from medlitenet_jax.modes import describe\n"
     "def describe_of(config, output):\n"
     "  raise RuntimeError(config.eval.split)\n"
     "describe.describe = describe_of\n"
@@ -320,15 +405,16 @@ def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_pa
 @pytest.mark.skipif(sys.platform != "linux", reason="an allocator of Linux")
 def test_memory_is_given_back_after_a_long_compilation_alone():
   program = (
-    "import ctypes, types, launch\n"
+    "import ctypes, types\n"
+    "from medlitenet_jax.system import process\n"
     "libc = types.SimpleNamespace(malloc_trim=lambda kept: print('given back'))\n"
     "ctypes.CDLL = lambda name: libc\n"
-    "launch.return_memory_after_compiling()\n"
-    "launch.LONG_COMPILATION_SECONDS = 1000\n"
+    "process.return_memory_after_compiling()\n"
+    "process.LONG_COMPILATION_SECONDS = 1000\n"
     "import jax\n"
     "jax.jit(lambda x: x + 1)(1.0)\n"
     "print('short')\n"
-    "launch.LONG_COMPILATION_SECONDS = 0\n"
+    "process.LONG_COMPILATION_SECONDS = 0\n"
     "jax.jit(lambda x: x - 1)(1.0)\n"
   )
   done = subprocess.run(

@@ -1,11 +1,12 @@
 """From a source to batches, read by threads in an order that a seed alone decides."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cv2
-import grain
 import jax
 import numpy as np
 
@@ -15,6 +16,11 @@ from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.cases import Case, Photographs, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
+
+if TYPE_CHECKING:
+  import grain
+
+T = TypeVar("T")
 
 # Each reader thread works on a case of its own; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
@@ -45,7 +51,7 @@ def train_batches(
   prefetch_batches: int,
   on_device: bool = False,
   rows: Sequence[int] | None = None,
-) -> grain.DatasetIterator:
+) -> "grain.DatasetIterator":
   """Endless batches of augmented cases, every case once an epoch in an order new each epoch.
 
   Epochs follow each other without a gap: where the number of cases is no multiple of the batch, a
@@ -70,6 +76,8 @@ def train_batches(
     `pack_view`, "targets": without the mask, "case_id"}. B is the number of rows read. Its state
     can be saved and restored, whatever rows are read then.
   """
+  import grain  # takes a while, and only training needs it
+
   rows = range(batch_size) if rows is None else rows
 
   def prepare(position: int, case: Case) -> dict[str, Any]:
@@ -148,10 +156,26 @@ def eval_batches(
         filled[place] = at_size[size]
     return EvalBatch(images, [case for case, _ in shrunk])
 
-  return iter(
-    grain.MapDataset.range(-(-len(source) // batch_size))
-    .map(lambda step: read(int(step)))
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
-    )
-  )
+  count = -(-len(source) // batch_size)
+  return _read_ahead(read, count, num_threads=num_threads, prefetch=prefetch_batches)
+
+
+def _read_ahead(
+  read: Callable[[int], T], count: int, *, num_threads: int, prefetch: int
+) -> Iterator[T]:
+  """Yields `read(0)` to `read(count - 1)` in order, `prefetch` of them begun ahead by threads.
+
+  Unlike training's, this position is never saved, so it needs no Grain.
+  """
+  waiting: collections.deque[Future[T]] = collections.deque()
+  steps = iter(range(count))
+  pool = ThreadPoolExecutor(num_threads)
+  try:
+    for step in steps:
+      waiting.append(pool.submit(read, step))
+      if len(waiting) > prefetch:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)

@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
-from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
@@ -111,6 +111,38 @@ def write_weights(
   replace_file(path, save(arrays, metadata))
 
 
+# What a file that is none of ours raises, or one that was changed.
+_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def read_config(path: Path) -> ConfigDict:
+  """Reads the configuration alone, which takes no time; nothing else in the file is checked.
+
+  Args:
+    path: of a weights file.
+
+  Returns:
+    The configuration of the run, locked.
+
+  Raises:
+    InputError: if the file is damaged or not one of this project.
+  """
+  try:
+    with safe_open(path, framework="numpy") as file:
+      return _config_in(file.metadata() or {})
+  except _DAMAGE as error:
+    raise InputError(f"{path}: not a weights file of this project ({error})") from error
+
+
+def _config_in(metadata: Mapping[str, str]) -> ConfigDict:
+  if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
+    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+  tree = json.loads(metadata["config"])
+  if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+    raise ValueError("it describes no network")
+  return config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
+
+
 def read_weights(path: Path) -> Weights:
   """Reads a weights file and checks that it fits the network that it describes.
 
@@ -127,14 +159,11 @@ def read_weights(path: Path) -> Weights:
     with safe_open(path, framework="numpy") as file:
       metadata = file.metadata() or {}
       arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}
-    if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
-      raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    tree = json.loads(metadata["config"])
-    config = config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
+    config = _config_in(metadata)
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
     model = create_model(config.model.to_dict(), jnp.float32)
-  except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except _DAMAGE as error:
     raise InputError(f"{path}: not a weights file of this project ({error})") from error
   variables: dict[str, Any] = {}
   for name, value in arrays.items():
@@ -185,7 +214,7 @@ class Segmenter:
     self._preprocessing = Preprocessing(**weights.config.preprocess)
     model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
     folds = inspect_model(model, self.image_size).folds
-    self._variables = jax.jit(functools.partial(fold_batch_norm, folds=folds))(weights.variables)
+    self._variables = fold_loaded(weights.variables, folds)
     self._probs = jax.jit(functools.partial(lesion_probs, model))
 
   def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from medlitenet_jax.data.pipeline import eval_batches
 from medlitenet_jax.formats.safetensors import SUFFIX, find_weights, is_released, read_weights
 from medlitenet_jax.inference.ensemble import Maps, join_maps, performance_weights
 from medlitenet_jax.inference.tta import six_views
-from medlitenet_jax.models.fold import fold_batch_norm
+from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
@@ -28,8 +28,6 @@ from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
-from medlitenet_jax.training.checkpoint import Checkpoints
-from medlitenet_jax.training.workdir import read_cases
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +140,8 @@ def _from_weights(config: ConfigDict, path: Path) -> Network:
 
 
 def _load_network(config: ConfigDict, workdir: Path) -> Network:
+  from medlitenet_jax.training.workdir import read_cases  # as below
+
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   variables, origin = load_averaged(config, workdir)
   size, precision = config.eval.image_size, config.precision
@@ -151,7 +151,7 @@ def _load_network(config: ConfigDict, workdir: Path) -> Network:
 
 def _folded(model: nn.Module, variables: Mapping[str, Any], image_size: int) -> dict[str, Any]:
   folds = inspect_model(model, image_size).folds
-  return jax.jit(functools.partial(fold_batch_norm, folds=folds))(variables)
+  return fold_loaded(variables, folds)
 
 
 def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,6 +168,9 @@ def load_averaged(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], di
   Raises:
     InputError: if there is no checkpoint, or it is of another network.
   """
+  # Orbax and Grain take a while to import, and a weights file needs neither.
+  from medlitenet_jax.training.checkpoint import Checkpoints
+
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   which = config.eval.checkpoint
   with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:

@@ -35,6 +35,7 @@ from medlitenet_jax.modes.benchmark_loop import (
   time_pipeline,
   with_data_at_hand,
 )
+from medlitenet_jax.modes.call import Call, begin, resolve_recipe, trained_config
 from medlitenet_jax.pages.benchmark import page
 from medlitenet_jax.speed.cost import Cost, Machine, count_cost
 from medlitenet_jax.speed.parts import count_forward, count_parts
@@ -85,6 +86,17 @@ class Task(NamedTuple):
   def key(self) -> str:
     """What tells it from the others."""
     return f"{self.name} {self.image_size} {self.batch} {self.form}"
+
+
+def main(call: Call) -> None:
+  """Measures the recipe, or the run that the command line names; see `benchmark`."""
+  begin(call, call.output)
+  config = resolve_recipe(call)
+  if not call.workdir_named:
+    benchmark(config, call.output)
+    return
+  trained = trained_config(call)
+  benchmark(config if call.recipe_named else trained, call.output, (trained, call.workdir))
 
 
 def benchmark(

@@ -19,6 +19,7 @@ from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, d
 from medlitenet_jax.data.images.duplicates import Pair, near_duplicates, thumbnail
 from medlitenet_jax.data.sources import FolderSource, create_source, limited
 from medlitenet_jax.data.splits import SPLITS
+from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages import check as check_page
 from medlitenet_jax.pages.check import NEARLY_FULL, Reading
 from medlitenet_jax.pages.figures import draw_cases
@@ -29,6 +30,12 @@ from medlitenet_jax.system.files import replace_file
 logger = logging.getLogger(__name__)
 
 CHECK_FILE, PROBLEMS_FILE, SHEET_FILE = "check.json", "problems.csv", "contact_sheet.png"
+
+
+def main(call: Call) -> None:
+  """Checks the data set of the recipe; see `check`."""
+  begin(call, call.output)
+  check(resolve_recipe(call), call.output)
 
 
 def check(config: ConfigDict, output: Path) -> None:

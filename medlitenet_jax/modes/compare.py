@@ -14,6 +14,7 @@ from medlitenet_jax.data.cases import MASK_SUFFIX, Source
 from medlitenet_jax.data.images.image_files import read_mask
 from medlitenet_jax.data.images.resize import resize_image
 from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.modes.call import Call, begin
 from medlitenet_jax.modes.evaluate import CASES_FILE, MASK_FOLDER, SUMMARY_FILE
 from medlitenet_jax.pages.comparison import (
   TESTED,
@@ -44,6 +45,12 @@ PROTOCOL = (
   *("postprocessing", "test_time_augmentation", "network_size", "precision"),
   *("preprocessing", "cases_trained_on", "cases_selected_by"),
 )
+
+
+def main(call: Call) -> None:
+  """Compares the evaluations that the command line names; see `compare`."""
+  begin(call, call.output, inputs=True)
+  compare(call.inputs, call.output)
 
 
 def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:

@@ -6,10 +6,17 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import NETWORKS
+from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages.architecture import draw_architecture
 from medlitenet_jax.speed.parts import Part, count_forward, count_parts
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
+
+
+def main(call: Call) -> None:
+  """Describes the network of the recipe; see `describe`."""
+  begin(call, call.output)
+  describe(resolve_recipe(call), call.output)
 
 
 def describe(config: ConfigDict, output: Path) -> None:

@@ -26,6 +26,7 @@ from medlitenet_jax.inference.networks import (
   predict_cases,
 )
 from medlitenet_jax.inference.threshold import choose_threshold
+from medlitenet_jax.modes.call import Call, begin, find_trained
 from medlitenet_jax.pages.evaluation import PageCase, write_page
 from medlitenet_jax.pages.figures import draw_failures, draw_grid
 from medlitenet_jax.scores import metrics
@@ -43,6 +44,13 @@ SUMMARY_FILE, CASES_FILE = "summary.json", "cases.csv"
 MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER = "masks", "uncertainty", "disagreement"
 GRID_ROWS = 8
 PAGE_CASES = {"Best": 4, "Median": 4, "Worst": 8, "To be looked at": 4}
+
+
+def main(call: Call) -> None:
+  """Scores the network that the command line names; see `evaluate`."""
+  begin(call, call.workdir, shared=True, weights=True)
+  config, weights = find_trained(call)
+  evaluate(config, call.workdir, call.command, weights)
 
 
 def evaluate(

@@ -12,10 +12,18 @@ from medlitenet_jax.formats.safetensors import (
   write_weights,
 )
 from medlitenet_jax.inference.networks import load_averaged
+from medlitenet_jax.modes.call import Call, begin, find_trained
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.workdir import read_cases
 
 logger = logging.getLogger(__name__)
+
+
+def main(call: Call) -> None:
+  """Writes the network that the command line names; see `export`."""
+  begin(call, call.output, weights=True)
+  config, weights = find_trained(call)
+  export(config, call.workdir, weights, call.output)
 
 
 def export(config: ConfigDict, workdir: Path, weights: Path | None, output: Path) -> None:

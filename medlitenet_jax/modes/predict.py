@@ -34,7 +34,8 @@ from medlitenet_jax.inference.networks import (
   predict_cases,
 )
 from medlitenet_jax.inference.threshold import read_threshold
-from medlitenet_jax.pages.figures import PREDICTION_COLOR, outlined
+from medlitenet_jax.modes.call import Call, begin, find_trained
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, outlined
 from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 from medlitenet_jax.scores.masks import mask_stages
 from medlitenet_jax.scores.measure import measure_lesion
@@ -156,6 +157,13 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
       alike,
     )
   return list(found.values())
+
+
+def main(call: Call) -> None:
+  """Outlines the photographs that the command line names; see `predict`."""
+  begin(call, call.output, weights=True, inputs=True)
+  config, weights = find_trained(call)
+  predict(config, call.workdir, call.inputs, call.output, call.mm_per_pixel, weights)
 
 
 def predict(

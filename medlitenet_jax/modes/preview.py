@@ -11,6 +11,7 @@ from medlitenet_jax.data.cases import Case, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing, find_hairs, reduced, shades_of_grey
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages.figures import draw_sheet
 
 CASES = 2
@@ -18,6 +19,12 @@ DRAWS = 3  # of each case
 LOOKED_AT = 40  # photographs among which the hairiest and the least hairy are shown
 CLEANED = 6
 HAIR_COLOR = (0, 200, 255)  # RGB: nothing in skin has it
+
+
+def main(call: Call) -> None:
+  """Previews the augmentations of the recipe; see `preview`."""
+  begin(call, call.output)
+  preview(resolve_recipe(call), call.output)
 
 
 def preview(config: ConfigDict, output: Path) -> None:

@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
-from medlitenet_jax.pages.figures import PREDICTION_COLOR, TRUTH_COLOR, outlined
 from medlitenet_jax.pages.html import EMPTY, Html, join, number, picture, picture_size, tag
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
 
 UNCERTAINTY_COLORS = "magma"
 

@@ -7,12 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from medlitenet_jax.pages.figures import (
-  PREDICTION_COLOR,
-  TRUTH_COLOR,
-  outlined,
-)
 from medlitenet_jax.pages.html import Html, html_table, join, picture, svg, tag
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
 
 TESTED = ("dice", "iou", "threshold_jaccard", "hd95")
 

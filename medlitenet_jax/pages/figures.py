@@ -11,11 +11,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
 from medlitenet_jax.system.files import named_errors
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is no formula
-
-TRUTH_COLOR, PREDICTION_COLOR = (0, 230, 118), (255, 214, 0)  # RGB: told apart by the colour-blind
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -25,22 +24,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     # The fonts at hand lack letters that a case may be named with; a box stands for each.
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     FigureCanvasAgg(figure).print_png(str(path))
-
-
-def outlined(image: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> np.ndarray:
-  """Draws the border of a mask on a photograph.
-
-  Args:
-    image: [H, W, 3] uint8 RGB.
-    mask: [H, W] uint8, 0 or 1.
-    color: RGB, 0 to 255.
-
-  Returns:
-    A copy of image; the line is a 150th of the longer side wide.
-  """
-  contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-  width = max(1, round(max(mask.shape) / 150))
-  return cv2.drawContours(image.copy(), contours, -1, tuple(color), width, cv2.LINE_AA)
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from small_runs import MODEL, compiled_as_by_launch
 
 from configs.base import get_config
-from medlitenet_jax.models.fold import Fold, fold_batch_norm
+from medlitenet_jax.models.fold import Fold, fold_batch_norm, fold_loaded
 from medlitenet_jax.models.layers import ASPP, MBConv, Norm, Pointwise, SeparableConv
 from medlitenet_jax.models.medlitenet.boundary import BoundaryGate
 from medlitenet_jax.models.registry import create_model
@@ -77,6 +77,15 @@ def test_a_folded_network_gives_the_same_probabilities(randomise, change):
   folded = folded_variables(model, variables, 64)
   assert set(folded) == {"params"}
   assert not {"scale", "mean", "var"} & names(folded["params"]["encoder"])
+
+
+def test_loaded_variables_are_folded_to_the_same_bits(randomise):
+  model = small_network()
+  variables = randomise(init(model, normal(2, 64, 64, 3)))
+  folds = inspect_model(model, 64).folds
+  with compiled_as_by_launch():
+    expected = jax.jit(functools.partial(fold_batch_norm, folds=folds))(variables)
+    jax.tree.map(np.testing.assert_array_equal, fold_loaded(variables, folds), expected)
 
 
 def test_folding_needs_one_multiplication_less_for_each_value(randomise):

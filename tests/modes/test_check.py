@@ -259,7 +259,7 @@ def test_launcher(tmp_path):
   done = launch(
     "--mode=check",
     f"--output={tmp_path / 'out'}",
-    *arguments(data__root=root, data__num_threads=2),
+    *arguments(data__source="folder", data__root=root, data__num_threads=2),
   )
   assert done.returncode == 2
   last = done.stderr.splitlines()[-1]

@@ -16,8 +16,8 @@ import pytest
 
 from medlitenet_jax.pages.cases import PageCase
 from medlitenet_jax.pages.evaluation import COUNTED, LABELS, PIXEL_SCORES, TERMS, write_page
-from medlitenet_jax.pages.figures import PREDICTION_COLOR, TRUTH_COLOR
 from medlitenet_jax.pages.html import EMPTY, LONGEST_SIDE
+from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR
 from medlitenet_jax.scores.metrics import JACCARD_THRESHOLD, SCORES
 from medlitenet_jax.scores.surface import SURFACE_SCORES
 

@@ -11,16 +11,15 @@ from medlitenet_jax.data.cases import Case
 from medlitenet_jax.modes.preview import preview
 from medlitenet_jax.pages.evaluation import PageCase
 from medlitenet_jax.pages.figures import (
-  TRUTH_COLOR,
   _farthest_part,
   draw_curves,
   draw_failures,
   draw_grid,
   draw_run_curves,
   draw_side_by_side,
-  outlined,
   save_figure,
 )
+from medlitenet_jax.pages.outlines import TRUTH_COLOR, outlined
 
 
 def disc(side=60, radius=20):

@@ -1,0 +1,160 @@
+"""Starts every mode: `medlitenet --config=configs/base.py`; `python launch.py` is the same."""
+
+# Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
+
+import importlib
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from medlitenet_jax import recipes
+from medlitenet_jax.modes import MODES
+from medlitenet_jax.modes.call import Call
+from medlitenet_jax.system import process
+from medlitenet_jax.system.errors import NO_MEMORY, InputError
+from medlitenet_jax.system.stop import Stopped
+
+DEFAULT_WEIGHTS = "base"
+AS_SCRIPT = Path(sys.argv[0]).name == "launch.py"
+NAME = "launch.py" if AS_SCRIPT else "medlitenet"
+START = ("python", *sys.orig_argv[1:]) if AS_SCRIPT else (NAME, *sys.argv[1:])
+
+_config = config_flags.DEFINE_config_file(
+  "config", None, f"Recipe, {recipes.BASE.name} if not given; --config.FIELD=VALUE sets a field."
+)
+_mode = flags.DEFINE_enum(
+  "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
+)
+_workdir = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Folder of the run; default runs/NAME_OF_CONFIG, or runs/NAME_OF_WEIGHTS-weights for scores of a "
+  "weights file.",
+)
+_weights = flags.DEFINE_string(
+  "weights",
+  None,
+  "Weights file, or name of a released one, in place of the checkpoint of --workdir; "
+  "predict takes the released base if neither is given.",
+)
+_input = flags.DEFINE_multi_string(
+  "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
+)
+_mm_per_pixel = flags.DEFINE_float(
+  "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
+)
+_force = flags.DEFINE_bool(
+  "force", False, "Train goes on with the changed fields of a recipe where that is merely odd."
+)
+_distributed = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "This is one of several processes that train or evaluate together; which, is read from SLURM, "
+  "Open MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+_output = flags.DEFINE_string(
+  "output",
+  None,
+  "Folder for what the other modes write; default runs/NAME-MODE, NAME being that of "
+  "the recipe or weights.",
+)
+
+
+def refuse(reason: object) -> NoReturn:
+  """Says in one line what is wrong, and the ways on below it; leaves with status 2."""
+  ways = [line for way in getattr(reason, "ways", ()) for line in (f"  {way[0]}:", f"    {way[1]}")]
+  for line in (f"{NAME}: error: {' '.join(str(reason).split())}", *ways):
+    # What a file's name or content brought along must not steer the terminal.
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print("".join(shown), file=sys.stderr)
+  process.leave(2)
+
+
+def parse(arguments: list[str]) -> Call:
+  """Reads a command line; answers `--help`, and refuses what it does not know."""
+  if {"-h", "--help", "-help"} & set(arguments):
+    print(f"{__doc__}\n{flags.FLAGS.module_help(__name__)}")
+    sys.exit(0)
+  recipes.make_importable()
+  named = [arg for arg in arguments if arg.lstrip("-").split("=")[0] == "config"]
+  # Not the flag's default: overrides of a default are parsed while the flag is being defined.
+  recipe = [] if named else [f"--config={recipes.BASE}"]
+  try:
+    rest = flags.FLAGS([NAME, *recipe, *map(recipes.find_in_flag, arguments)])[1:]
+    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+      refuse(f"--config={path}: no such file; recipes lie in {recipes.FOLDER.name}/")
+    if not isinstance(_config.value, ConfigDict):  # loaded here
+      refuse(f"--config={path}: get_config() returns no ConfigDict")
+  except (AttributeError, KeyError) as error:
+    # The library's message comes quoted once or twice over.
+    reason = str(error.args[0] if error.args else error).replace("\\n", " ")
+    refuse("no such config field: " + reason.replace("\\", "").replace("'", ""))
+  except flags.Error as error:
+    refuse(error)
+  except Exception as error:  # whatever the user's file raises; it is Python, and was executed
+    refuse(f"{(named or recipe)[0]}: {type(error).__name__}: {error}")
+  if rest:
+    refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+  return _call(path, bool(named))
+
+
+def _call(path: Path, named: bool) -> Call:
+  """What the flags ask for, with the default folders."""
+  unnamed = _mode.value == "predict" and not named and _workdir.value is None
+  weights = _weights.value or (DEFAULT_WEIGHTS if unnamed else None)
+  name = Path(weights or path).stem
+  default = f"{name}-weights" if weights else name  # not the folder of a run
+  return Call(
+    mode=_mode.value,
+    recipe=_config.value,
+    recipe_file=path,
+    recipe_named=named,
+    overrides=config_flags.get_override_values(flags.FLAGS["config"]),
+    workdir=Path(_workdir.value or recipes.RUNS / default),
+    workdir_named=_workdir.value is not None,
+    output=Path(_output.value or recipes.RUNS / f"{name}-{_mode.value}"),
+    inputs=tuple(map(Path, _input.value or ())),
+    weights=weights,
+    mm_per_pixel=_mm_per_pixel.value,
+    force=_force.value,
+    distributed=_distributed.value,
+    start="python launch.py" if AS_SCRIPT else NAME,
+    command=shlex.join(START),
+  )
+
+
+def main() -> None:
+  """Reads the flags and runs the mode."""
+  call = parse(sys.argv[1:])
+  process.restart_with_allocator()
+  process.collect_garbage_rarely()
+  process.set_up_bars()
+  logging.basicConfig(format="%(message)s", stream=sys.stdout)
+  logging.getLogger("medlitenet_jax").setLevel(logging.INFO)
+  absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs what it raises as well
+  try:
+    importlib.import_module(f"medlitenet_jax.modes.{call.mode}").main(call)
+  except InputError as error:
+    refuse(error)
+  except OSError as error:  # a full disk, a folder that may not be written
+    refuse(f"{error.filename or call.workdir}: {error.strerror or error}")
+  except Stopped as stopped:
+    print(f"{NAME}: {stopped}", file=sys.stderr)
+    process.leave(128 + stopped.signal)
+  except MemoryError:
+    refuse(NO_MEMORY)
+  except RuntimeError as error:  # of XLA, on whatever device
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    refuse(NO_MEMORY)
+  except KeyboardInterrupt:
+    again = "; the same command goes on from the newest checkpoint" if call.mode == "train" else ""
+    print(f"{NAME}: interrupted{again}", file=sys.stderr)
+    process.leave(130)

@@ -1,0 +1,180 @@
+"""What the command line asks of a mode, and what several modes make of it."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlitenet_jax.system import process
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.files import refuse_links
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A command line, read.
+
+  Attributes:
+    mode: what is asked for.
+    recipe: the configuration of the recipe with `overrides`, as written.
+    recipe_file: the recipe's path.
+    recipe_named: whether the command line names it; otherwise it is the base recipe.
+    overrides: fields that the command line sets, by dotted name.
+    workdir: folder of the run, the default one if none is named.
+    workdir_named: whether the command line names it.
+    output: folder for what is written, the default one if none is named.
+    inputs: photographs, or folders.
+    weights: name or path of a weights file that is used in place of a run; None: the run is used.
+    mm_per_pixel: scale of the photographs, or None.
+    force: whether a run may go on with changed fields.
+    distributed: whether this is one of several processes.
+    start: how a command of this program begins.
+    command: the whole command line, as a shell takes it.
+  """
+
+  mode: str
+  recipe: "ConfigDict"
+  recipe_file: Path
+  recipe_named: bool
+  overrides: Mapping[str, Any]
+  workdir: Path
+  workdir_named: bool
+  output: Path
+  inputs: tuple[Path, ...] = ()
+  weights: str | None = None
+  mm_per_pixel: float | None = None
+  force: bool = False
+  distributed: bool = False
+  start: str = "medlitenet"
+  command: str = ""
+
+
+def begin(
+  call: Call, folder: Path, *, shared: bool = False, weights: bool = False, inputs: bool = False
+) -> None:
+  """Refuses flags that mean nothing to a mode, and prepares JAX for it.
+
+  Args:
+    call: the command line.
+    folder: that the mode writes to.
+    shared: whether several processes can do it together; they are connected here.
+    weights: whether it uses weights files.
+    inputs: whether it needs --input.
+
+  Raises:
+    InputError: if a flag means nothing here or is missing, the processes do not find each other, or
+      the folder has links in it.
+  """
+  process.set_up_cache()
+  process.return_memory_after_compiling()
+  if call.distributed:
+    if not shared:
+      raise InputError(f"--distributed: --mode={call.mode} runs in one process; leave the flag out")
+    from medlitenet_jax.system import devices
+
+    devices.connect()
+  refuse_links(folder)
+  if inputs and not call.inputs:
+    raise InputError(f"--mode={call.mode} needs --input")
+  if call.weights is not None and not weights:
+    raise InputError(f"--weights: --mode={call.mode} uses none; leave it out")
+
+
+def resolve_recipe(call: Call) -> "ConfigDict":
+  """The recipe, resolved for the machine at hand; says what it is of.
+
+  Raises:
+    InputError: names the field whose value cannot be used.
+  """
+  import jax
+
+  from medlitenet_jax import config as config_lib
+
+  config = config_lib.resolve(call.recipe, jax.default_backend())
+  announce(call, config)
+  return config
+
+
+def find_trained(call: Call) -> tuple["ConfigDict", Path | None]:
+  """The configuration of the trained network that a command line names, and its weights file.
+
+  Args:
+    call: names a workdir, a weights file or, by a recipe, the members of an ensemble.
+
+  Returns:
+    The configuration that it is evaluated with, resolved and announced; and the path of its weights
+    file, None for a run or an ensemble.
+
+  Raises:
+    InputError: if two networks are named, or there is none, or the recipe is of another.
+  """
+  weights = None
+  if call.weights is not None:
+    from medlitenet_jax.formats.safetensors import find_weights
+
+    if call.workdir_named and call.mode != "evaluate":  # which writes there
+      raise InputError("--weights and --workdir both name a network; give one of them")
+    weights = find_weights(call.weights)
+  config = trained_config(call, weights)
+  announce(call, config)
+  return config, weights
+
+
+def trained_config(call: Call, weights: Path | None = None) -> "ConfigDict":
+  """The configuration that a run, a weights file or an ensemble is evaluated with, resolved.
+
+  Args:
+    call: `workdir` is read unless there is a weights file; a recipe that it names must be of the
+      same network, or of an ensemble, whose configuration it then is.
+    weights: path of a weights file, or None.
+
+  Raises:
+    InputError: if there is no such network, or the recipe is of another.
+  """
+  import jax
+
+  from medlitenet_jax import config as config_lib
+
+  platform = jax.default_backend()
+  if call.recipe_named and call.recipe.ensemble.members:
+    return config_lib.resolve(call.recipe, platform)
+  if weights is None:
+    saved = config_lib.load(call.workdir)
+  else:
+    from medlitenet_jax.formats.safetensors import read_config
+
+    saved = read_config(weights)
+  if call.recipe_named:
+    asked = config_lib.resolve(call.recipe, platform)
+    config_lib.refuse_other_network(weights or call.workdir, saved, asked)
+  return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe)
+
+
+def announce(call: Call, config: "ConfigDict") -> None:
+  """Logs what is run on what, once for all processes."""
+  import jax
+
+  if jax.process_index() != 0:
+    logging.getLogger("medlitenet_jax").setLevel(logging.WARNING)
+  what = f"{config.model.name} {config.model.variant}, {config.precision}"
+  if config.ensemble.members:
+    what = f"an ensemble of {len(config.ensemble.members)}"
+  logger.info(
+    "%s: %s, %d x %s%s",
+    *(call.mode, what),
+    *(jax.device_count(), jax.devices()[0].device_kind),
+    f" in {jax.process_count()} processes" if call.distributed else "",
+  )
+  for name, value in (
+    ("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")),
+    ("XLA_FLAGS", os.environ.get("XLA_FLAGS")),
+    ("JAX_COMPILATION_CACHE_DIR", jax.config.values["jax_compilation_cache_dir"]),
+  ):
+    logger.info("  %s=%s", name, value or "")
