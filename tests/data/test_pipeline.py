@@ -28,7 +28,8 @@ def drawings(count=CASES, image_size=40):
 
 
 def folder_source(root, split):
-  return create_source({**get_config().data.to_dict(), "root": str(root)}, split, 0)
+  data = {**get_config().data.to_dict(), "source": "folder", "root": str(root)}
+  return create_source(data, split, 0)
 
 
 def open_train(source=None, **settings):
