@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.models.structure import inspect_model
+from medlitenet_jax.models.registry import variable_shapes
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 
@@ -36,7 +34,8 @@ class Weights:
 
   Attributes:
     config: resolved configuration of the run, locked.
-    variables: averaged parameters and running statistics, float32, by module.
+    variables: "params" and "batch_stats" by module, float32: averaged parameters and statistics. The
+      latter are empty for a network without norms.
     origin: where they come from: run, variant, step, selection, validation scores.
     seen: names of the cases that the network was trained on ("train") and selected by ("val"), as
       `workdir.read_cases` has them.
@@ -80,12 +79,12 @@ def write_weights(
 
   Args:
     path: ends in .safetensors.
-    variables: "params" and "batch_stats" by module, float32.
+    variables: "params" and, for a network with norms, "batch_stats" by module, float32.
     config: resolved.
-    origin: as `Weights` has it; what JSON can hold.
+    origin: as `Weights` has it; anything that JSON can hold.
     seen: as `Weights` has it.
-    dtype: "float32", or "float16" at half the size; statistics stay float32, for a variance may be
-      too large or too small for less.
+    dtype: of the parameters, "float32" or "float16". Statistics stay float32, because a variance may
+      be out of the range of float16.
   """
   arrays = {}
   for (group, *modules), value in _flat(variables).items():
@@ -100,8 +99,17 @@ def write_weights(
   replace_file(path, save(arrays, metadata))
 
 
-# What a file that is none of ours raises, or one that was changed.
+# What reading raises for a damaged file, or one that is not of this project.
 _DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def _config_in(metadata: Mapping[str, str]) -> ConfigDict:
+  if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
+    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+  tree = json.loads(metadata["config"])
+  if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+    raise ValueError("it describes no network")
+  return config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
 
 
 def read_weights(path: Path) -> Weights:
@@ -114,23 +122,28 @@ def read_weights(path: Path) -> Weights:
     Its content.
 
   Raises:
-    InputError: if the file is damaged, not one of this project, or of another network.
+    InputError: if the file is damaged, not one of this project, or describes a network that this
+      version does not have. Fields of the network that it lacks take the module's defaults.
   """
   try:
     with safe_open(path, framework="numpy") as file:
       metadata = file.metadata() or {}
       arrays = {name: np.asarray(file.get_tensor(name), np.float32) for name in sorted(file.keys())}
-    if metadata.get("format") not in (FORMAT, EARLIER_FORMAT):
-      raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    tree = json.loads(metadata["config"])
-    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-      raise ValueError("it describes no network")
-    config = config_lib.from_tree(tree if metadata["format"] == FORMAT else _in_sections(tree))
+    config = _config_in(metadata)
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
-    model = create_model(config.model.to_dict(), jnp.float32)
+    shapes = variable_shapes(config.model.to_dict(), config.eval.image_size)
+  except InputError as error:
+    raise InputError(
+      f"{path}: describes a network that this version does not have ({error}); use the version "
+      "that wrote the file"
+    ) from error
   except _DAMAGE as error:
-    raise InputError(f"{path}: not a weights file of this project ({error})") from error
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(f"{path}: not a weights file of this project ({reason})") from error
+  expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}
+  if expected != {name: value.shape for name, value in arrays.items()}:
+    raise InputError(f"{path}: holds other parameters than the network that it describes")
   variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
   for name, value in arrays.items():
     *modules, leaf = name.split("/")
@@ -138,10 +151,6 @@ def read_weights(path: Path) -> Weights:
     for module in modules:
       place = place.setdefault(module, {})
     place[leaf] = value
-  shapes = inspect_model(model, int(config.eval.image_size)).shapes
-  expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}
-  if expected != {name: value.shape for name, value in arrays.items()}:
-    raise InputError(f"{path}: holds other parameters than the network that it describes")
   return Weights(config, variables, origin, seen, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.formats.safetensors import SUFFIX, find_weights, is_released, read_weights
-from medlitenet_jax.models.registry import create_model
-from medlitenet_jax.models.structure import inspect_model
+from medlitenet_jax.models.registry import variable_shapes
 from medlitenet_jax.system.errors import InputError
 
 
@@ -63,7 +61,8 @@ def _open_file(path: Path) -> Trained:
 def _open_run(workdir: Path, checkpoint: str | None) -> Trained:
   config = config_lib.load(workdir)
   try:
-    model, size = create_model(config.model.to_dict(), jnp.float32), config.eval.image_size
+    size = config.eval.image_size
+    shapes = variable_shapes(config.model.to_dict(), size)
     which = config.eval.checkpoint if checkpoint is None else checkpoint
     origin = {
       "run": str(workdir),
@@ -72,8 +71,7 @@ def _open_run(workdir: Path, checkpoint: str | None) -> Trained:
       "network_size": size,
       "weights": "exponential moving average",
     }
-    shapes = inspect_model(model, size).shapes
-  except (KeyError, AttributeError, TypeError, ValueError) as error:
+  except (InputError, KeyError, AttributeError, TypeError, ValueError) as error:
     raise InputError(
       f"{workdir / config_lib.CONFIG_FILE}: describes no network of this version "
       f"({str(error).splitlines()[0]}); restore the file, or use the version that made the run"

@@ -103,6 +103,25 @@ def model_parts(fields: Mapping[str, Any], image_size: int) -> dict[str, Sequenc
   return {name: (name,) for name in structure.shapes["params"]}
 
 
+def variable_shapes(fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+  """Shapes of the variables of a saved network, which what is saved has to have.
+
+  Args:
+    fields: `config.model` as a mapping, resolved or not.
+    image_size: pixels a side.
+
+  Returns:
+    {"params", "batch_stats"} of shapes and dtypes, by module.
+
+  Raises:
+    InputError: as `resolve_model`.
+    ValueError: if the network does not take the size.
+  """
+  resolved = resolve_model(fields)
+  model_sizes(resolved).check(image_size)
+  return inspect_model(create_model(resolved, jnp.float32), image_size).shapes
+
+
 def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
   """Builds the network that `config.model` describes.
 

