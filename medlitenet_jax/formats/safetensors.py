@@ -34,8 +34,8 @@ class Weights:
 
   Attributes:
     config: resolved configuration of the run, locked.
-    variables: "params" and "batch_stats" by module, float32: averaged parameters and statistics. The
-      latter are empty for a network without norms.
+    variables: "params" and "batch_stats" by module, float32: averaged parameters and statistics.
+      The latter are empty for a network without norms.
     origin: where they come from: run, variant, step, selection, validation scores.
     seen: names of the cases that the network was trained on ("train") and selected by ("val"), as
       `workdir.read_cases` has them.
@@ -83,8 +83,8 @@ def write_weights(
     config: resolved.
     origin: as `Weights` has it; anything that JSON can hold.
     seen: as `Weights` has it.
-    dtype: of the parameters, "float32" or "float16". Statistics stay float32, because a variance may
-      be out of the range of float16.
+    dtype: of the parameters, "float32" or "float16". Statistics stay float32, because a variance
+      may be out of the range of float16.
   """
   arrays = {}
   for (group, *modules), value in _flat(variables).items():
