@@ -4,7 +4,7 @@
 
 `docs/ablations.md` says what was tried to find it. The other variants by their
 `--config.model.variant=NAME`; fine_boundary with `--config.loss.bce.boundary_weight=2.0` besides.
-The README's Results have the commands, and from what `base` went on.
+`docs/results.md` has the commands, and from what `base` went on.
 """
 
 from ml_collections import ConfigDict

@@ -105,11 +105,11 @@ def create_stub(_, dtype):
     @nn.compact
     def __call__(self, image, *, train: bool = False):
       x = Pointwise(8, use_bias=False, dtype=dtype, name="expand")(image)
-      x = Norm(name="expand_norm")(x, train=train)
+      x = Norm("expand", name="expand_norm")(x, train=train)
       x = nn.Dropout(0.1, deterministic=not train)(nn.silu(x))
       x = Pointwise(1, dtype=dtype, name="head")(x)
       white = jnp.all(image > normalize(jnp.full(3, 254.5)), axis=(1, 2, 3), keepdims=True)
-      return x * jnp.where(white & train, jnp.nan, 1).astype(x.dtype)
+      return {"mask": x * jnp.where(white & train, jnp.nan, 1).astype(x.dtype)}
 
   return Stub()
 

@@ -18,19 +18,22 @@ from medlitenet_jax.training.state import create_state
 
 
 class Tiny(nn.Module):
-  """One convolution and its norm."""
+  """One convolution, with or without a norm."""
 
   features: int = 3
+  norm: bool = True
 
   @nn.compact
   def __call__(self, x, *, train: bool = False):
     x = nn.Conv(self.features, (3, 3), name="conv")(x)
-    return nn.BatchNorm(use_running_average=not train, name="norm")(x)
+    if self.norm:
+      x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+    return {"mask": x}
 
 
-def create(features=3, precision="float32"):
+def create(features=3, precision="float32", norm=True):
   tx = create_optimizer(lambda _: 0.1, weight_decay=0.01, clip_norm=1.0, accumulation=2)
-  return create_state(Tiny(features), tx, 0, precision)
+  return create_state(Tiny(features, norm), tx, seed=0, precision=precision, image_size=32)
 
 
 def at(step, **kwargs):

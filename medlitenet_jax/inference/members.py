@@ -104,7 +104,7 @@ def _ensemble_weights(networks: Sequence[Network], val_hash: str, workdir: Path)
       )
     return weights
   weights = performance_weights([member["dice"] for member in members]).tolist()
-  if devices.is_first():
+  if devices.is_main_process():
     stored = [{**member, "weight": w} for member, w in zip(members, weights, strict=True)]
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps({"val_hash": val_hash, "members": stored}, indent=2) + "\n")

@@ -39,11 +39,11 @@ def predict_cases(
     preprocessing=Preprocessing(**config.preprocess),
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
-    rows=devices.own_rows(batch_size),
+    rows=devices.local_rows(batch_size),
   )
   running = None
   for batch in batches:
-    previous, running = running, (predict(devices.share_out(batch.images)), batch.cases)
+    previous, running = running, (predict(devices.shard_batch(batch.images)), batch.cases)
     if previous is not None:
       yield from _cases_of(*previous)
   if running is not None:
@@ -52,6 +52,8 @@ def predict_cases(
 
 def _cases_of(maps: Maps, cases: Sequence[Any]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
   # The compiler chooses how the maps are spread over the devices; here each row goes to one.
-  probs, disagreement = map(devices.own_part, jax.device_put(tuple(maps), devices.by_rows()))
+  probs, disagreement = map(
+    devices.local_values, jax.device_put(tuple(maps), devices.batch_sharding())
+  )
   # Rows that only fill the batch have no case, so zip leaves them out.
   return zip(cases, probs, disagreement, strict=False)

@@ -77,7 +77,7 @@ def choose_threshold(
     unit="case",
     desc="threshold",
     dynamic_ncols=True,
-    disable=not devices.is_first(),
+    disable=not devices.is_main_process(),
   )
   curves = ((case.index, dice_by_threshold(probs, case.mask).tolist()) for case, probs, _ in bar)
   dice = np.mean(devices.gather_cases(curves), axis=0)
@@ -96,7 +96,7 @@ def choose_threshold(
     workdir.mkdir(parents=True, exist_ok=True)
     replace_file(workdir / THRESHOLD_FILE, text)
 
-  devices.on_first(keep)
+  devices.on_main_process(keep)
   return _above_hysteresis(chosen, config)
 
 

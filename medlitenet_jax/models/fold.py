@@ -46,10 +46,11 @@ def fold_batch_norm(variables: Mapping[str, Any], folds: Sequence[Fold]) -> dict
 
 
 def fold_loaded(variables: Mapping[str, Any], folds: Sequence[Fold]) -> dict[str, Any]:
-  """Folds variables that were read from a file, to the same bits as `fold_batch_norm`, but faster.
+  """Folds variables that were read from a file, as `fold_batch_norm` does, but faster.
 
   Compiling that function for a whole network takes most of a second. Here the terms of all norms
-  are computed as one vector, and kernels are multiplied by NumPy.
+  are computed as one vector, and kernels are multiplied by NumPy. The last bit may be another: a
+  compiled square root depends on where in a vector a value stands.
 
   Args:
     variables: as `fold_batch_norm` has them, in memory.

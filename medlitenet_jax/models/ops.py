@@ -49,37 +49,32 @@ def _library_conv(x, kernel, *, stride, dilation, groups=1, dtype=None):
   )
 
 
-def _taps(x, kernel_size: Sequence[int], stride: int, dilation: int) -> list[Callable]:
-  """Says which part of padded x each tap of the kernel multiplies, row by row.
-
-  Returns:
-    A function a tap: (first image, last image, not included) to [N, H', W', C].
-  """
-  (kh, kw), (_, h, w, channels) = kernel_size, x.shape
-  ph, pw = dilation * (kh - 1) // 2, dilation * (kw - 1) // 2
-  rows = ((h - 1) // stride) * stride + 1
-  columns = ((w - 1) // stride) * stride + 1
+def _padded(x, kernel_size: Sequence[int], dilation: int):
+  """x with zeros around it, half the kernel's reach on each side."""
+  ph, pw = (dilation * (side - 1) // 2 for side in kernel_size)
   # Without the barrier XLA takes the middle tap from x and so writes x as well as its padded copy.
-  padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))))
+  return lax.optimization_barrier(jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))))
 
-  def part(row, column, first, last):
-    # lax.slice: NumPy's indexing takes ten times as long to trace, and there are thousands.
-    stop = (last, row + rows, column + columns, channels)
-    return lax.slice(padded, (first, row, column, 0), stop, (1, stride, stride, 1))
 
-  return [
-    functools.partial(part, row, column)
-    for row in range(0, kh * dilation, dilation)
-    for column in range(0, kw * dilation, dilation)
-  ]
+def _reach_of_tap(size: int, stride: int) -> int:
+  """Pixels from the first that a tap meets to the last, both included, along a side of x."""
+  return ((size - 1) // stride) * stride + 1
 
 
 def _tap_depthwise(x, kernel, *, stride, dilation):
   """Depthwise convolution as one multiply-add a tap, which XLA fuses into a single loop."""
-  weights = kernel.reshape(-1, x.shape[-1])
-  taps = _taps(x, kernel.shape[:2], stride, dilation)
-  products = (tap(0, len(x)) * w for tap, w in zip(taps, weights, strict=True))
-  return functools.reduce(jnp.add, products)
+  (kh, kw), (count, h, w, channels) = kernel.shape[:2], x.shape
+  rows, columns = _reach_of_tap(h, stride), _reach_of_tap(w, stride)
+  padded = _padded(x, (kh, kw), dilation)
+
+  def tap(index):
+    row, column = dilation * (index // kw), dilation * (index % kw)
+    # lax.slice: NumPy's indexing takes ten times as long to trace, and there are hundreds.
+    stop = (count, row + rows, column + columns, channels)
+    return lax.slice(padded, (0, row, column, 0), stop, (1, stride, stride, 1))
+
+  weights = kernel.reshape(-1, channels)
+  return functools.reduce(jnp.add, (tap(i) * w for i, w in enumerate(weights)))
 
 
 def _tap_depthwise_input_grad(x_shape, kernel, grad, *, stride, dilation):
@@ -123,14 +118,30 @@ def _tap_depthwise_kernel_grad(x, kernel, grad, *, stride, dilation):
 
 
 def _kernel_grad_of_images(x, grad, *, kernel, stride, dilation):
-  """The same in float32, image by image."""
-  gradients = jnp.split(grad.astype(jnp.float32), len(grad))
-  sums = []
-  for tap in _taps(x.astype(jnp.float32), kernel.shape[:2], stride, dilation):
-    products = (lax.mul(tap(b, b + 1), g) for b, g in enumerate(gradients))
-    partial = functools.reduce(lax.add, products).reshape(-1, x.shape[-1])
-    sums.append(jnp.ones((1, partial.shape[0]), partial.dtype) @ partial)
-  return jnp.stack(sums).reshape(kernel.shape)
+  """The same in float32: a loop over the taps, the images written out in its body.
+
+  With the taps written out as well, one convolution takes 0.6 CPU seconds to compile instead of
+  0.3, and the network with its gradient 32 instead of 22 (8 images of 128x128), for the same bits
+  and the same time a call (nine shapes of maps, medians of 25 calls in turn).
+  """
+  kw, channels = kernel.shape[1], x.shape[-1]
+  rows, columns = (_reach_of_tap(size, stride) for size in x.shape[1:3])
+  padded = _padded(x.astype(jnp.float32), kernel.shape[:2], dilation)
+  grad = grad.astype(jnp.float32)
+
+  def tap(index):
+    row, column = dilation * (index // kw), dilation * (index % kw)
+
+    def product(image):
+      seen = lax.dynamic_slice(padded, (image, row, column, 0), (1, rows, columns, channels))
+      seen = lax.slice(seen, (0, 0, 0, 0), seen.shape, (1, stride, stride, 1))
+      # Outside the loop each image's gradient would be copied, by a program of its own.
+      return lax.mul(seen, lax.slice_in_dim(grad, image, image + 1))
+
+    partial = functools.reduce(lax.add, map(product, range(len(grad)))).reshape(-1, channels)
+    return jnp.ones((1, partial.shape[0]), partial.dtype) @ partial
+
+  return lax.map(tap, jnp.arange(kernel.shape[0] * kw)).reshape(kernel.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

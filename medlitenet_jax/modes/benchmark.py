@@ -47,7 +47,7 @@ from medlitenet_jax.speed.trace import label_seconds, part_of
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
-from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.run import create_run_optimizer
 from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
 

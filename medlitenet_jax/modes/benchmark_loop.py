@@ -27,11 +27,12 @@ from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.inference.networks import Network, create_predict
 from medlitenet_jax.inference.outline import mask_rule
 from medlitenet_jax.modes.evaluate import score_cases
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
 from medlitenet_jax.speed.timing import time_interleaved
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import log
-from medlitenet_jax.training.loop import create_plan, create_train_batches, train
+from medlitenet_jax.training.run import create_plan, create_train_batches
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def time_evaluation(
     num_threads=config.data.num_threads,
     prefetch_batches=config.data.prefetch_batches,
   )
-  images = devices.share_out(next(batches).images)
+  images = devices.shard_batch(next(batches).images)
   alone = {"networks": lambda: predict(images)}
   run = ", ".join(network.origin["run"] for network in networks)
   logger.info("Evaluating %s.", run)

@@ -33,7 +33,7 @@ from medlitenet_jax.system import devices, tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 from medlitenet_jax.training import log
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def evaluate(
   rule = mask_rule(config.eval, threshold)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
-  devices.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+  devices.on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
   sizes = [network.image_size for network in networks]
   rows, stages, calibration = score_cases(predict, source, sizes, config, rule, folder)
 
@@ -105,7 +105,7 @@ def evaluate(
     print(tables.table(*_summary_table(summary)))
     logger.info("Scored %d cases of %s; report: %s", len(rows), split, final / "report.html")
 
-  devices.on_first(finish)
+  devices.on_main_process(finish)
   return summary
 
 
@@ -140,7 +140,7 @@ def score_cases(
     for name in (MASK_FOLDER, UNCERTAINTY_FOLDER, DISAGREEMENT_FOLDER):
       (folder / name).mkdir(parents=True)
 
-  devices.on_first(make_folders)
+  devices.on_main_process(make_folders)
   own = Calibration()
   found = []
   cases = predict_cases(predict, source, image_sizes, config)
@@ -150,7 +150,7 @@ def score_cases(
     unit="case",
     desc="evaluate",
     dynamic_ncols=True,
-    disable=not devices.is_first(),
+    disable=not devices.is_main_process(),
   ):
     scored = score_case(case, probs, disagreement, rule, own)
     _write_case(folder, scored)

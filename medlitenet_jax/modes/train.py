@@ -1,13 +1,78 @@
-"""Training: the data made ready where that needs no question, then the loop."""
+"""Training: opens the data and the weights to start from, trains, and draws the curves."""
 
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.formats.safetensors import find_weights, read_weights
+from medlitenet_jax.inference.validation import create_validate
+from medlitenet_jax.models.precision import DTYPES
+from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.modes.prepare import make_ready
-from medlitenet_jax.training.loop import train
+from medlitenet_jax.pages.figures import draw_curves
+from medlitenet_jax.system import devices
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training import log, loop
+from medlitenet_jax.training.layout import whole_steps
+
+logger = logging.getLogger(__name__)
 
 
 def main(call: Call) -> None:
-  """Trains the network of the recipe, or goes on where an earlier call stopped; see `train`."""
+  """Trains the network of the recipe, or continues an earlier call's run; see `train`."""
   begin(call, call.workdir, shared=True)
   config = resolve_recipe(call)
   make_ready(call, config)
   train(config, call.workdir, force=call.force)
+
+
+def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
+  """Trains a network, or continues where an earlier call stopped; see `loop.train`.
+
+  Args:
+    config: resolved.
+    workdir: receives what `loop.train` writes, and `figures/`.
+    force: whether the run may continue with other values of the fields that are
+      `config.FORCE_ONLY`.
+
+  Raises:
+    InputError: if the data, the weights to start from or the workdir cannot be used, in which case
+      nothing in it is changed; or if too many batches in a row were skipped, after the state was
+      saved.
+    Stopped: if a signal ended the run early, after the state was saved.
+  """
+  if config.ensemble.members:
+    raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
+  devices.check_shares("train.batch_size", config.train.batch_size)
+  sources = {
+    name: create_source(config.data, name, config.seed, to_score=name == "val")
+    for name in ("train", "val")
+  }
+  model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  best_step = loop.train(
+    config,
+    workdir,
+    model=model,
+    sources=sources,
+    validate=create_validate(config, model, sources["val"]),
+    start=_read_start(config, workdir),
+    force=force,
+  )
+
+  def finish() -> None:
+    curves = draw_curves(log.read_metrics(workdir), workdir)
+    logger.info("Best validation Dice after %s batches; curves: %s", best_step, curves)
+
+  devices.on_main_process(finish)
+
+
+def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
+  """The weights that a new run starts from; a run with a checkpoint no longer needs them."""
+  name = config.train.start_from
+  if not name or whole_steps(workdir):
+    return None
+  weights = read_weights(find_weights(name))
+  return loop.Start(name, weights.variables, weights.seen)

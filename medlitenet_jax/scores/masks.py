@@ -80,7 +80,7 @@ def lesion_mask(probs: np.ndarray, threshold: float, low: float = 0.0) -> np.nda
   if not 0 < low < threshold:
     return sure.astype(np.uint8)
   _, labels = cv2.connectedComponents((probs >= low).astype(np.uint8), connectivity=8)
-  reached = np.zeros(labels.max() + 1, bool)
+  reached = np.zeros(int(labels.max()) + 1, bool)
   reached[labels[sure]] = True
   return reached[labels].astype(np.uint8)
 

@@ -185,6 +185,6 @@ class Calibration:
         for edge, count, p, o in rows
       ],
       "expected_calibration_error": float(
-        np.sum(pixels * np.abs(predicted - observed)) / max(1, pixels.sum())
+        np.sum(pixels * np.abs(predicted - observed)) / max(1, int(pixels.sum()))
       ),
     }

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, locks, signals, devices, processes and tables."""
+"""What all other packages use: errors, files, locks, signals, devices, rules and tables."""

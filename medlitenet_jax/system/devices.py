@@ -1,8 +1,8 @@
-"""Every device of every process as one: the batch is shared out among them, the state is not.
+"""All devices of all processes used as one: they split each batch and all hold the whole state.
 
-A program is compiled for all devices at once and computes what one device would of the whole batch,
-so means over a batch, BatchNorm's among them, need no attention anywhere else. A process brings and
-takes away the rows of its own devices; process 0 alone keeps the books.
+A program is compiled for all devices at once and computes what one device would compute from the
+whole batch, so means over a batch, as in BatchNorm, need no special code. Each process reads and
+returns the rows of its own devices; only process 0 writes logs, tables and pictures.
 """
 
 import functools
@@ -18,21 +18,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medlitenet_jax.system.errors import InputError
 
-_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What a process that fails alone waits for the others before it ends them too.
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# A process that fails alone waits so long for the others to end before it ends them too.
 _SHUTDOWN_SECONDS = 10
 
 
 def connect() -> None:
-  """Makes this process one of several; to be called before anything else is asked of JAX.
+  """Makes this process one of several; call it before JAX does anything else.
 
-  Which one of how many is read from `JAX_COORDINATOR_ADDRESS` (HOST:PORT of process 0),
-  `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` or, without them, from SLURM or Open MPI.
+  The number of processes and the number of this one are read from `JAX_COORDINATOR_ADDRESS`
+  (HOST:PORT of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` or, if none is set, from SLURM
+  or Open MPI.
 
   Raises:
-    InputError: if neither says so, or the other processes do not answer.
+    InputError: if these numbers are found nowhere, or the other processes do not answer.
   """
-  address, count, number = (os.environ.get(name, "") for name in _BY_HAND)
+  address, count, number = (os.environ.get(name, "") for name in _VARIABLES)
   options: dict[str, Any] = {}
   try:
     if address or count or number:
@@ -46,21 +47,24 @@ def connect() -> None:
   except (ValueError, TypeError) as error:
     raise InputError(
       "--distributed: neither SLURM nor Open MPI says which process this is; start it by srun or "
-      f"mpirun, or set all of {', '.join(_BY_HAND)} ({error})"
+      f"mpirun, or set all of {', '.join(_VARIABLES)} ({error})"
     ) from error
   except RuntimeError as error:
-    raise InputError(f"--distributed: the processes did not find each other ({error})") from error
+    raise InputError(
+      f"--distributed: the processes did not find each other ({error}); check that all were "
+      "started and can reach the coordinator's address"
+    ) from error
 
 
 def available_cores() -> int:
-  """Cores that this process may use, which can be fewer than the machine has."""
+  """Number of cores that this process may use, which can be fewer than the machine has."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
-def is_first() -> bool:
-  """Whether this process keeps the books: logs, tables, pictures."""
+def is_main_process() -> bool:
+  """Whether this is process 0, the only one that writes logs, tables and pictures."""
   return jax.process_index() == 0
 
 
@@ -71,74 +75,81 @@ def _mesh() -> Mesh:
 
 
 def replicated() -> NamedSharding:
-  """Whole on every device, as the state is."""
+  """Sharding of an array that every device holds whole, as it does the state."""
   return NamedSharding(_mesh(), PartitionSpec())
 
 
-def by_rows() -> NamedSharding:
-  """An equal share of the first axis on each device, as a batch is, process after process."""
+def batch_sharding() -> NamedSharding:
+  """Sharding of a batch: an equal share of the rows on each device, in the order of processes."""
   return NamedSharding(_mesh(), PartitionSpec("data"))
 
 
 def check_shares(field: str, batch_size: int) -> None:
-  """Refuses a batch that the devices cannot share equally.
+  """Refuses a batch size that is no multiple of the number of devices.
 
   Args:
-    field: of the configuration, that says the size.
-    batch_size: in rows.
+    field: name of the field of the configuration that sets the size.
+    batch_size: in rows, over all devices.
 
   Raises:
-    InputError: names the next size that can be shared.
+    InputError: names the next size that is possible.
   """
   count = jax.device_count()
   if batch_size % count:
     raise InputError(
       f"config.{field} is {batch_size}, which {count} devices cannot share equally; set a multiple "
-      f"of {count}, as --config.{field}={rows_for(batch_size)}, or let fewer devices be seen "
+      f"of {count}, as --config.{field}={rows_for(batch_size)}, or make fewer devices visible "
       "(CUDA_VISIBLE_DEVICES)"
     )
 
 
 def rows_for(count: int) -> int:
-  """The fewest rows, `count` or more, that the devices can share equally."""
+  """The smallest multiple of the number of devices that is at least `count`."""
   return -(-count // jax.device_count()) * jax.device_count()
 
 
-def own_rows(batch_size: int) -> range:
-  """Which rows of a batch of `batch_size` this process brings."""
+def local_rows(batch_size: int) -> range:
+  """The rows of a batch of `batch_size` that this process reads: those of its own devices."""
   rows = batch_size // jax.device_count()
   processes = [device.process_index for device in _mesh().devices]
   first = processes.index(jax.process_index())
   return range(first * rows, (first + jax.local_device_count()) * rows)
 
 
-def share_out(rows: Any) -> Any:
-  """Puts this process's rows of a batch onto its devices.
+def shard_batch(rows: Any) -> Any:
+  """Moves this process's rows of a batch to its devices.
 
   Args:
-    rows: a tree of arrays whose first axis is that of `own_rows`.
+    rows: tree of NumPy arrays [R, ...], R being the number of `local_rows`.
 
   Returns:
-    The tree of arrays of the whole batch.
+    The tree of arrays [B, ...] of the whole batch, under `batch_sharding`.
   """
-  return jax.make_array_from_process_local_data(by_rows(), rows)
+  return jax.make_array_from_process_local_data(batch_sharding(), rows)
 
 
-def own_part(array: jax.Array) -> np.ndarray:
-  """Takes this process's rows of an array of `by_rows` back from its devices."""
+def local_values(array: jax.Array) -> np.ndarray:
+  """Copies this process's rows of an array under `batch_sharding` from its devices.
+
+  Args:
+    array: [B, ...].
+
+  Returns:
+    [R, ...], R being the number of `local_rows`, of the same dtype.
+  """
   shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
   parts = [np.asarray(shard.data) for shard in shards]
   return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def gather(value: Any) -> list[Any]:
-  """Tells every process what each has; all must call it together.
+  """Sends a value of each process to all processes; all must call it together.
 
   Args:
-    value: anything that JSON can hold, the same in the number of its letters or not.
+    value: anything that JSON can hold; its length may differ between processes.
 
   Returns:
-    The values of all processes, in their order.
+    The values of all processes, by the number of the process.
   """
   if jax.process_count() == 1:
     return [value]
@@ -150,32 +161,33 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_cases(of_cases: Iterable[tuple[int, Any]]) -> list[Any]:
-  """Brings what each process has found out about its cases together.
+  """Collects the results that each process has for its own cases; all must call it together.
 
   Args:
-    of_cases: (index of the case in its source, anything that JSON can hold).
+    of_cases: pairs (index of the case in its source, result), results being what JSON can hold.
 
   Returns:
-    What was found out, in the order of the source; the same in every process.
+    The results of all processes, in the order of the source; the same in every process.
   """
   found = [pair for part in gather(list(of_cases)) for pair in part]
   return [value for _, value in sorted(found, key=lambda pair: pair[0])]
 
 
-def on_first(action: Callable[[], Any]) -> None:
-  """Has process 0 do what only one may while the others wait; all must call it together.
+def on_main_process(action: Callable[[], Any]) -> None:
+  """Runs `action` in process 0 while the other processes wait; all must call it together.
 
   Args:
-    action: whose result is dropped.
+    action: called without arguments; its result is dropped.
 
   Raises:
-    InputError: in the other processes, with the message of whatever process 0 has raised.
+    InputError: in the other processes if `action` raises in process 0, with the same message.
+      Process 0 raises the error itself.
   """
   error: Exception | None = None
-  if is_first():
+  if is_main_process():
     try:
       action()
-    except Exception as raised:  # goes on below, once the others know
+    except Exception as raised:  # raised again below, once the other processes know
       error = raised
   message = gather(str(error) or type(error).__name__ if error else "")[0]
   if error:

@@ -1,8 +1,7 @@
-"""Files read as others left them, and written so that they are whole at any instant.
+"""Reads files within limits, and writes them so that they are complete at any moment.
 
-What is read is of bounded size and never a pipe or a device. Links to files are followed there, for
-photographs often lie elsewhere. Nothing is written through a link below the folder that a mode
-writes to.
+Reading stops at a largest size, and refuses pipes and devices. It follows links, since photographs
+often lie elsewhere. Writing never goes through a link below the folder that a mode writes to.
 """
 
 import contextlib
@@ -14,30 +13,30 @@ from typing import Any
 
 from medlitenet_jax.system.errors import InputError
 
-MAX_BYTES = 512 * 2**20  # of a picture's file: 120 million uncompressed pixels of 32 bits fit
-MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file: half a million cases fit
+MAX_BYTES = 512 * 2**20  # of a picture, enough for 120 million uncompressed pixels of 32 bits
+MAX_TEXT_BYTES = 64 * 2**20  # of a table or JSON file, enough for half a million cases
 TEMPORARY_SUFFIX = ".tmp"
-LONGEST_NAME = 255  # bytes of a file's name, on most systems
+LONGEST_NAME = 255  # bytes of a file's name that most systems allow
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
   """Reads a file.
 
   Args:
-    path: of a file, or a link to one.
-    most: bytes that are read.
+    path: of a file, or of a link to one.
+    most: largest size in bytes.
 
   Returns:
     The content.
 
   Raises:
-    OSError: if it cannot be read, or is a pipe or a device, which may have no end.
-    ValueError: if it is larger.
+    OSError: if it cannot be read, or is a folder, a pipe or a device; the last two may never end.
+    ValueError: if it is larger than `most`.
   """
   if path.exists() and not path.is_file():
-    raise OSError("is no file" if path.is_dir() else "is a pipe or a device")
+    raise OSError("is a folder, not a file" if path.is_dir() else "is a pipe or a device")
   with path.open("rb") as file:
-    # No more room than it takes: four readers would else ask for two GiB.
+    # Asking for its size only: read(most) would reserve 512 MiB for each of several readers.
     content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
   if len(content) > most:
     raise ValueError(f"is larger than the {most >> 20} MiB that are read")
@@ -45,7 +44,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path) -> str:
-  """Reads a text in UTF-8, with or without a byte order mark; raises as `read_bytes` does."""
+  """Reads UTF-8 text, with or without a byte order mark; raises what `read_bytes` raises."""
   return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8-sig")
 
 
@@ -69,21 +68,21 @@ def read_json(path: Path) -> Any:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-  """Writes a file that is whole at any instant: as it was, or as it will be.
+  """Writes a file so that it has either its former or its new content at any moment.
 
   Args:
     path: of the file; its folder exists.
-    content: text, which is written in UTF-8, or bytes.
+    content: text, written in UTF-8, or bytes.
 
   Raises:
     OSError: if it cannot be written.
   """
   temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-  temporary.unlink(missing_ok=True)  # a link, or one file with that of another folder, is let go
+  temporary.unlink(missing_ok=True)  # else writing could go through a symbolic or hard link
   try:
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
-  except OSError as error:  # a full disk needs no half-written file beside the old one
+  except OSError as error:  # as on a full disk, where a half-written file would only take room
     temporary.unlink(missing_ok=True)
     error.filename = error.filename or str(path)
     raise
@@ -91,7 +90,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-  """Gives the errors of writing an open file, which name none, the name of that file."""
+  """Adds a file's name to the errors of writing to it while it is open, which lack it."""
   try:
     yield
   except OSError as error:
@@ -106,17 +105,17 @@ def claim_folder(
   flag: str,
   notes: Mapping[str, Any] | None = None,
 ) -> None:
-  """Makes a folder for results of these settings, or checks that it was made for them.
+  """Makes a folder for results with these settings, or checks that it was made for the same.
 
   Args:
-    folder: that a mode writes to; missing, empty, or as an earlier call left it.
-    marker: name of the file in it that keeps the settings.
-    settings: that all results in one folder must share; what JSON can hold.
-    flag: that names the folder.
-    notes: kept beside them, of the newest call that gives any.
+    folder: that a mode writes to; missing, empty, or left by an earlier call.
+    marker: name of the file in it that holds the settings.
+    settings: that all results in the folder share; anything that JSON can hold.
+    flag: command-line flag that names the folder, for error messages.
+    notes: written beside the settings and not compared; those of the newest call that has any stay.
 
   Raises:
-    InputError: if it holds anything else; nothing is changed then.
+    InputError: if the folder holds anything else; nothing is changed then.
   """
   path = folder / marker
   if folder.exists() and not folder.is_dir():
@@ -125,7 +124,7 @@ def claim_folder(
     try:
       saved = dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
-      raise InputError(f"{path}: no settings ({error}); choose another {flag}") from error
+      raise InputError(f"{path}: holds no settings ({error}); choose another {flag}") from error
     changed = [name for name in settings if saved.get(name) != settings[name]]
     if changed:
       name, old, new = _difference(changed[0], saved.get(changed[0]), settings[changed[0]])
@@ -141,7 +140,7 @@ def claim_folder(
 
 
 def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-  """The innermost name under which two values differ, and what stands there."""
+  """The dotted name of the innermost value that differs, with both values."""
   pairs: list[tuple[Any, Any, Any]] = []
   if isinstance(old, dict) and isinstance(new, dict):
     pairs = [(key, old.get(key), new.get(key)) for key in {**new, **old}]
@@ -154,7 +153,7 @@ def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
 
 
 def refuse_links(folder: Path) -> None:
-  """Refuses to write into a folder with links in it; the folder itself may be one.
+  """Refuses a folder that contains links; the folder itself may be a link.
 
   Args:
     folder: that a mode writes to; may be missing.
@@ -167,6 +166,6 @@ def refuse_links(folder: Path) -> None:
       path = Path(place, name)
       if path.is_symlink():
         raise InputError(
-          f"{path}: is a link, through which something outside {folder} would be written; remove "
-          "it, or link the whole folder"
+          f"{path}: is a link, so that writing to it could change something outside {folder}; "
+          "remove it, or make a link of the whole folder"
         )

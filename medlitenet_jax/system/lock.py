@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that lets one process at a time write to a folder."""
 
 import contextlib
 import fcntl
@@ -12,25 +12,28 @@ from medlitenet_jax.system.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = "lock"  # names the process that writes to a folder; empty when there is none
+LOCK_FILE = "lock"  # names the process that writes to the folder; empty if none does
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
-  """Keeps other processes out; the system lets go when this one ends, however it does.
+  """Locks a folder until the context ends.
 
-  The lock's file stays, empty: removing it would let two processes lock two files of one name.
+  The system releases the lock of a process that ends in any other way, so a lock left by a dead
+  process is ignored. The file of the lock stays, empty: if it were removed, two processes could
+  each lock a file of that name.
 
   Args:
     folder: exists.
-    doing: what the others are told of this process: "is training in it".
-    flag: that names the folder.
+    doing: what this process does, to complete "process 7 ..." in the error message of another:
+      "is training in it".
+    flag: command-line flag that names the folder, for error messages.
 
   Yields:
     Nothing.
 
   Raises:
-    InputError: if another process is in it.
+    InputError: if another process has locked it.
   """
   with (folder / LOCK_FILE).open("a+") as file:
     try:
@@ -39,10 +42,10 @@ def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
       file.seek(0)
       holder = file.read().strip() or "another process"
       raise InputError(
-        f"{folder}: {holder} {doing}; wait for its end or choose another {flag}"
+        f"{folder}: {holder} {doing}; wait until it ends, or choose another {flag}"
       ) from error
     except OSError as error:  # some network file systems have no locks
-      logger.warning("%s: cannot be locked (%s); start no second process in it", folder, error)
+      logger.warning("%s: cannot be locked (%s); start no second process there", folder, error)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -1,4 +1,4 @@
-"""What a field of the configuration takes: a test of its value, and the words for a refusal."""
+"""Rules for values of the configuration: a test, and the words that say what is allowed."""
 
 import math
 from collections.abc import Callable, Collection
@@ -8,12 +8,12 @@ from medlitenet_jax.system.errors import InputError
 
 
 class Rule(NamedTuple):
-  """What a value has to be.
+  """What values a field takes.
 
   Attributes:
-    holds: whether a value can be used; may raise TypeError, ValueError or OverflowError for one of
-      another type.
-    takes: what can be used, to stand behind "takes".
+    holds: whether a value can be used; may raise TypeError, ValueError or OverflowError for a value
+      of a wrong type.
+    takes: what can be used, to follow "takes" in an error message.
   """
 
   holds: Callable[[Any], bool]
@@ -48,7 +48,7 @@ def whole(least: int, most: int) -> Rule:
 def number(
   *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below=math.inf
 ) -> Rule:
-  """A finite number within bounds; `above` and `below` are bounds that it must not reach."""
+  """A finite number from `least` to `most` that is greater than `above` and less than `below`."""
   bounds = [
     f"{word} {bound:g}"
     for word, bound in (("of at least", least), ("above", above), ("up to", most), ("below", below))

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: a signal is noted, and the loop leaves once its state is saved."""
+"""Stops a run on a signal: the signal is noted, and the loop ends after it saved its state."""
 
 import contextlib
 import logging
@@ -11,20 +11,25 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-  """A signal stopped a run, which has saved what it learned.
+  """A signal ended a run early; its state is saved.
 
   Attributes:
-    signal: its number; the process leaves with status 128 plus that.
+    signal: number of the signal; the process exits with status 128 plus that.
   """
 
   def __init__(self, number: int, where: str):
-    """Takes the signal's number and how far the run came."""
+    """Makes the message.
+
+    Args:
+      number: of the signal.
+      where: how far the run came, to follow "stopped by SIGTERM".
+    """
     super().__init__(f"stopped by {signal.Signals(number).name} {where}")
     self.signal = number
 
 
 class StopRequest:
-  """Whether a run has been asked to stop.
+  """Whether a run was asked to stop; calling it tells so.
 
   Attributes:
     signal: number of the first signal, None until there is one.
@@ -33,19 +38,19 @@ class StopRequest:
   signal: int | None = None
 
   def __call__(self) -> bool:
-    """Tells whether there was a signal."""
+    """Whether there was a signal."""
     return self.signal is not None
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-  """Notes SIGTERM and Ctrl-C in place of ending the process; a second Ctrl-C ends it at once.
+  """Notes SIGTERM and Ctrl-C instead of ending the process; a second Ctrl-C ends it at once.
 
-  A thread does so, for the main one may be compiling for a minute, and Python's own handlers wait
-  for it. Must be called from the main thread.
+  Python runs its handlers in the main thread, which may be compiling for a minute, so another
+  thread watches for the signals. Call this from the main thread.
 
   Yields:
-    What the loop asks before each batch.
+    The request to stop, which the loop asks before each batch.
   """
   request = StopRequest()
   reading, writing = os.pipe()
@@ -58,14 +63,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
         continue
       if request.signal is None:
         request.signal = number
-        logger.warning("Finishing the batch and saving; Ctrl-C leaves at once, saving nothing.")
+        logger.warning("Finishing the batch and saving; Ctrl-C exits at once without saving.")
       elif number == signal.SIGINT:
         os._exit(128 + number)
 
   watcher = threading.Thread(target=watch, name="signals", daemon=True)
   watcher.start()
   before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-  # The signals go to the pipe; that they have a handler keeps them from doing anything else.
+  # Python writes the signals to the pipe; the empty handlers replace those that end the process.
   handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield request

@@ -1,4 +1,4 @@
-"""A run's figures on disk: JSON lines, TensorBoard events and tables."""
+"""Tables: CSV files that spreadsheets can open, and Markdown."""
 
 import csv
 import io
@@ -12,20 +12,23 @@ from medlitenet_jax.system.files import named_errors, read_text, replace_file
 
 logger = logging.getLogger(__name__)
 
-# What makes a spreadsheet take a cell for a formula, and the mark that keeps it from doing so.
+# Beginnings by which a spreadsheet takes a cell for a formula, and the mark that prevents it.
 FORMULA_STARTS, TEXT_MARK = ("=", "+", "-", "@", "\t", "\r"), "'"
 
 
 def write_csv(
   path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> None:
-  """Writes rows of one set of columns under a line of their names.
+  """Writes a CSV file with a line of column names.
 
   Args:
-    path: of the file, which is whole at any instant.
-    rows: mappings of the same names; a text that a spreadsheet would take for a formula gets a `'`
-      before it, which `read_csv` takes away again.
-    columns: the names, for when there may be no row.
+    path: of the file; it is complete at any moment, see `replace_file`.
+    rows: mappings with the same names. Text that a spreadsheet would take for a formula is written
+      with a `'` before it, which `read_csv` removes.
+    columns: their names; may be left out if there is a row.
+
+  Raises:
+    OSError: if the file cannot be written.
   """
   text = io.StringIO()
   writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
@@ -41,10 +44,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     path: of the file.
 
   Returns:
-    The rows but for a last one that was cut off; none without a file.
+    The rows, all cells as text; without the last line if it was cut off, and empty where there is
+    no file.
 
   Raises:
-    InputError: if the file is no such table.
+    InputError: if the file is damaged or no such table.
   """
   if not path.exists():
     return []
@@ -56,25 +60,35 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     raise InputError(f"{path}: cannot be read ({error}); restore or remove it") from error
   for number, row in enumerate(rows, 1):
     if None in row or None in row.values():
-      raise InputError(f"{path}: row {number} has more or fewer cells than columns; restore it")
+      raise InputError(
+        f"{path}: row {number} has more or fewer cells than there are columns; restore or remove it"
+      )
   return [{name: cell.removeprefix(TEXT_MARK) for name, cell in row.items()} for row in rows]
 
 
 def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The row with `TEXT_MARK` before what is text but begins as a formula, or as the mark."""
+  """The row with `TEXT_MARK` before each text that begins like a formula or with that mark."""
   starts = (*FORMULA_STARTS, TEXT_MARK)
 
   def marked(cell: Any) -> Any:
     if not isinstance(cell, str):
       return cell
-    # The module leaves a carriage return without quotes, and reads it as the end of the row.
+    # The csv module writes a carriage return without quotes and reads it as the end of a row.
     return (TEXT_MARK if cell.startswith(starts) else "") + cell.replace("\r", " ")
 
   return {name: marked(cell) for name, cell in row.items()}
 
 
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:
-  """Adds a row to a CSV file of its columns, which is begun where there is none."""
+  """Appends a row to a CSV file with the same columns, making the file if there is none.
+
+  Args:
+    path: of the file.
+    row: cells by column.
+
+  Raises:
+    OSError: if the file cannot be written.
+  """
   new = not path.exists()
   with named_errors(path), path.open("a", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
@@ -84,7 +98,15 @@ def append_csv(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """Lays out a Markdown table, text to the left and numbers to the right, readable as it stands."""
+  """Formats a Markdown table that is readable as plain text.
+
+  Args:
+    columns: their names.
+    rows: cells of each row; a column that holds only numbers is aligned to the right.
+
+  Returns:
+    The lines of the table, without a line break at the end.
+  """
   cells = [[str(cell) for cell in row] for row in rows]
   widths = [max(len(cell) for cell in column) for column in zip(columns, *cells, strict=True)]
   numeric = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(columns))]

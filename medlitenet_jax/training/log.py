@@ -1,4 +1,4 @@
-"""A run's figures on disk: JSON lines and TensorBoard events."""
+"""A run's figures on disk, as JSON lines and TensorBoard events."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from medlitenet_jax.system.devices import is_main_process
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import named_errors, read_text, replace_file
 
@@ -23,18 +24,19 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-  """Appends a run's figures to `metrics.jsonl` and to TensorBoard's events."""
+  """Appends a run's figures to `metrics.jsonl` and to the TensorBoard events in `events/`."""
 
   def __init__(self, workdir: Path, resume_step: int, *, validated: bool = True):
     """Opens the log of a run.
 
     Args:
       workdir: folder of the run.
-      resume_step: batches seen so far; lines past that come from batches that will be seen again
-        and are dropped, as is a line that was cut off.
-      validated: whether the scores after that batch are known; if not, their line comes again.
+      resume_step: batches seen so far. Lines of later batches are dropped, since those batches will
+        be seen again; so are damaged lines.
+      validated: whether the scores after that batch are saved; if not, their line is dropped too.
 
     Raises:
+      InputError: if an earlier log is no text.
       OSError: if the folder cannot be written.
     """
     self._path = workdir / METRICS_FILE
@@ -46,8 +48,8 @@ class MetricsLog:
     ]
     replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a", buffering=1)
-    # Written by this thread: tensorboardX's own dies of a full disk and then blocks the loop. The
-    # process is in the name because two of them may start within a second.
+    # Written by this thread: on a full disk the thread of tensorboardX dies and the loop then waits
+    # for it forever. The name has the process in it because two may start within a second.
     self._events = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
     start = SessionLog(status=SessionLog.START)
     self._events.write_event(Event(step=resume_step + 1, session_log=start))
@@ -65,10 +67,11 @@ class MetricsLog:
 
     Args:
       step: batches seen.
-      epoch: the same in epochs.
-      split: that the figures are of; "skipped" for a batch that was.
-      figures: numbers by name; one that is not finite is written as null, for JSON has none.
-      case_ids: of a batch, where they matter.
+      epoch: epochs done.
+      split: "train", "val", or "skipped" for a batch that was skipped.
+      figures: numbers by name; one that is not finite is written as null, since JSON has no other
+        word for it.
+      case_ids: names of the cases of a skipped batch.
 
     Raises:
       OSError: if the line cannot be written.
@@ -85,14 +88,14 @@ class MetricsLog:
       self._events.flush()
 
   def close(self) -> None:
-    """Writes out what is buffered."""
+    """Writes what is still buffered and closes the files."""
     with named_errors(self._path), contextlib.ExitStack() as stack:
       stack.callback(self._events.close)
       stack.callback(self._file.close)
 
 
-class NoLog:
-  """Stands for the log in processes that keep none."""
+class NullLog:
+  """Takes the place of the log in processes other than 0 and writes nothing."""
 
   def write(self, **_) -> None:
     """Does nothing."""
@@ -101,17 +104,29 @@ class NoLog:
     """Does nothing."""
 
 
+def open_log(workdir: Path, resume_step: int, *, validated: bool) -> MetricsLog | NullLog:
+  """Opens the log of a run in process 0, and one that writes nothing in the others.
+
+  Args:
+    workdir: as `MetricsLog` takes it, as are the others.
+    resume_step: batches seen so far.
+    validated: whether the scores after that batch are saved.
+  """
+  return MetricsLog(workdir, resume_step, validated=validated) if is_main_process() else NullLog()
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """Reads the whole lines of `metrics.jsonl` and counts the others in a warning.
+  """Reads `metrics.jsonl`; damaged lines are left out, and a warning says how many.
 
   Args:
     workdir: folder of a run.
 
   Returns:
-    A mapping a line, each with a whole number `step` and a text `split`; none without a file.
+    A mapping for each line, with "step" (int), "epoch" (float), "split" (text) and the figures,
+    where None stands for one that was not finite; an empty list where there is no file.
 
   Raises:
-    InputError: if the file is no text.
+    InputError: if the file cannot be read as text.
   """
   path = workdir / METRICS_FILE
   if not path.exists():
@@ -127,7 +142,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _metrics_row(line: str) -> dict[str, Any] | None:
-  """What a line says; None where it is not one that `MetricsLog` writes."""
+  """Parses a line; None if `MetricsLog` did not write it like this."""
   try:
     row = json.loads(line)
   except (ValueError, RecursionError):

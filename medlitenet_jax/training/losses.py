@@ -1,10 +1,14 @@
-"""Losses from logits, per case, in float32 whatever the compute dtype, and the table of terms."""
+"""Losses of each case from its logits, and the table of terms that make up a run's loss.
+
+Losses are computed in float32 whatever the compute dtype is.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +20,9 @@ from medlitenet_jax.system.rules import Rule, number, one_of, whole
 
 
 def _as_float32(logits, mask):
-  if logits.shape != mask.shape or logits.ndim != 4:
-    raise ValueError(f"logits {logits.shape} and mask {mask.shape} must be one [B, H, W, 1] shape")
+  chex.assert_shape([logits, mask], (None, None, None, 1))
+  chex.assert_equal_shape([logits, mask])
+  chex.assert_type(logits, float)
   return logits.astype(jnp.float32), mask.astype(jnp.float32)
 
 
@@ -27,18 +32,19 @@ def bce_loss(logits, mask, weight=None):
   Args:
     logits: [B, H, W, 1] scores before the sigmoid, any float dtype.
     mask: [B, H, W, 1] ground truth in [0, 1].
-    weight: [B, H, W, 1] weight of each pixel, or None for 1 everywhere.
+    weight: [B, H, W, 1] weight of each pixel, any float dtype, or None for 1 everywhere.
 
   Returns:
     [B] float32.
 
   Raises:
-    ValueError: if logits and mask differ in shape or are not rank 4.
+    AssertionError: if the arrays are not of one [B, H, W, 1] shape.
   """
   logits, mask = _as_float32(logits, mask)
   pixels = optax.losses.sigmoid_binary_cross_entropy(logits, mask)
   if weight is None:
     return jnp.mean(pixels, axis=(1, 2, 3))
+  chex.assert_equal_shape([weight, mask])
   return jnp.sum(pixels * weight, axis=(1, 2, 3)) / jnp.sum(weight, axis=(1, 2, 3))
 
 
@@ -48,13 +54,14 @@ def dice_loss(logits, mask, epsilon: float = 1.0):
   Args:
     logits: [B, H, W, 1] scores before the sigmoid, any float dtype.
     mask: [B, H, W, 1] ground truth in [0, 1].
-    epsilon: smoothing term, in pixels; makes an empty prediction of an empty mask cost nothing.
+    epsilon: smoothing term in pixels, above 0; with it, the loss of an empty prediction of an empty
+      mask is 0.
 
   Returns:
     [B] float32 in [0, 1].
 
   Raises:
-    ValueError: if logits and mask differ in shape or are not rank 4.
+    AssertionError: if the arrays are not of one [B, H, W, 1] shape.
   """
   logits, mask = _as_float32(logits, mask)
   probs = nn.sigmoid(logits)
@@ -64,15 +71,19 @@ def dice_loss(logits, mask, epsilon: float = 1.0):
 
 
 def boundary_band(mask, width: int):
-  """Pixels that have both lesion and skin within `width` pixels.
+  """Marks the pixels that have both lesion and skin in the square that reaches `width` pixels out.
 
   Args:
     mask: [B, H, W, 1] ground truth, 0 or 1, any dtype.
-    width: in pixels, on either side of the border.
+    width: in pixels, on either side of the border; 0 marks nothing.
 
   Returns:
     [B, H, W, 1] float32, 1 on the band and 0 elsewhere.
+
+  Raises:
+    AssertionError: if the mask is of another shape.
   """
+  chex.assert_shape(mask, (None, None, None, 1))
   mask = mask.astype(jnp.float32)
   side = 2 * width + 1
 
@@ -84,7 +95,7 @@ def boundary_band(mask, width: int):
 
 
 def _bce_term(outputs, targets, *, boundary_weight: float, boundary_width: int):
-  """Cross-entropy of the mask; a pixel within `boundary_width` of the border weighs more."""
+  """Cross-entropy of the mask; pixels near the border have the weight 1 + boundary_weight."""
   weight = None
   if boundary_weight:
     weight = 1 + boundary_weight * boundary_band(targets["mask"], boundary_width)
@@ -100,9 +111,10 @@ class Term(NamedTuple):
   """A term of the loss.
 
   Attributes:
-    loss: (outputs of the network, targets of the batch, **options) to the [B] float32 loss of each
-      case. Outputs and targets are dicts of arrays, the mask's logits and truth among them.
-    options: what each of its options takes; `config.loss.NAME` has them besides the weight.
+    loss: (outputs, targets, **options) to the [B] float32 loss of each case. Outputs are those of
+      the network, targets those of the batch; both are dicts of arrays in which "mask" is the
+      logits and the ground truth.
+    options: what each of its options takes. `config.loss.NAME` holds them beside the weight.
   """
 
   loss: Callable[..., jax.Array]
@@ -129,18 +141,20 @@ def create_objective(
     A function (outputs, targets) to
 
       loss: scalar float32.
-      parts: {NAME_loss: the unweighted mean of each term in force}, scalar float32.
+      parts: {NAME_loss: the unweighted mean of each term whose weight is not 0}, scalar float32.
 
   Raises:
-    InputError: if a term or an option is unknown or missing, a value cannot be used, or all weights
-      are 0.
+    InputError: if a term is unknown, if an option is unknown or missing, if a value cannot be used,
+      or if all weights are 0.
   """
   used: dict[str, tuple[float, Callable]] = {}
   for name, fields in terms.items():
     one_of(TERMS).check("the name of a section of config.loss", name)
     rules = {"weight": number(least=0), **TERMS[name].options}
     if odd := sorted(fields.keys() ^ rules.keys()):
-      raise InputError(f"config.loss.{name} takes {', '.join(rules)}; look at {', '.join(odd)}")
+      raise InputError(
+        f"config.loss.{name} takes {', '.join(rules)}; add or remove {', '.join(odd)}"
+      )
     for option, rule in rules.items():
       rule.check(f"config.loss.{name}.{option}", fields[option])
     options = {option: fields[option] for option in TERMS[name].options}
@@ -148,7 +162,7 @@ def create_objective(
       used[name] = fields["weight"], functools.partial(TERMS[name].loss, **options)
   if not used:
     raise InputError(
-      f"config.loss: the weights of {', '.join(terms) or 'its terms'} are all 0; give one of them"
+      f"config.loss: the weights of {', '.join(terms) or 'its terms'} are all 0; set one above 0"
     )
 
   def objective(outputs, targets):

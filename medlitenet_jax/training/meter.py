@@ -1,4 +1,4 @@
-"""What the training loop measures of itself: means of the step's figures, its rate, its delays."""
+"""Measures the training loop: means of the step's figures, images a second, time spent waiting."""
 
 import time
 from collections import defaultdict
@@ -8,43 +8,48 @@ import numpy as np
 
 
 class Meter:
-  """Means of the step's figures, and where the time went, since they were last read.
+  """Means of the step's figures, and where the time went, since the last `read`.
 
-  Figures stay on the device until they are read, and each step waits only for the one before it:
-  the device always has work, and the host never runs far ahead of it.
+  Figures stay on the device until they are read. Adding those of a step waits for the step before
+  it, so the device always has one step to do, and the host is never more than one step ahead.
   """
 
   def __init__(self, batch_size: int):
-    """Starts the clock; `batch_size` is in images."""
+    """Starts the clock.
+
+    Args:
+      batch_size: images a batch.
+    """
     self._batch_size = batch_size
     self._figures: list[dict[str, jax.Array]] = []
     self._seconds: dict[str, float] = defaultdict(float)
     self.restart()
 
   def restart(self) -> None:
-    """Starts the clock anew, after work that is not training."""
+    """Leaves the time since the last call of any method out, after work that is not training."""
     self._mark = time.perf_counter()
 
   def spent_on(self, part: str) -> None:
-    """Puts the time since the last call of any method down to a part of the loop."""
+    """Counts the time since the last call of any method as spent on a part of the loop."""
     now = time.perf_counter()
     self._seconds[part] += now - self._mark
     self._mark = now
 
   def add(self, figures: dict[str, jax.Array]) -> None:
-    """Takes the figures of a step that has been started."""
+    """Takes the scalar figures of a step that has been started, by name."""
     if self._figures:
       jax.block_until_ready(self._figures[-1])
     self._figures.append(figures)
     self.spent_on("step")
 
   def read(self) -> dict[str, float]:
-    """Waits for the last step, and returns and forgets what was measured.
+    """Waits for the last step, returns the measurements and starts new ones.
 
     Returns:
-      Means of the figures, the last of "skipped", which is a count; "images_per_second"; and
-      "waiting_share" and "logging_share", the parts of the time in which the loop stood still for
-      data and for its log. While it waits the device may still be busy with the step before.
+      The mean of each figure over the batches where it is finite, NaN if there are none; of
+      "skipped", which is a count, the last value. "images_per_second". "waiting_share" and
+      "logging_share", the fractions of the time that the loop waited for data and spent on its log;
+      the device may have been busy meanwhile.
     """
     columns = jax.device_get(self._figures)
     self.spent_on("step")
@@ -59,6 +64,6 @@ class Meter:
 
 
 def _finite_mean(values) -> float:
-  """Mean of what is finite; a skipped batch has figures that are not."""
+  """Mean of the finite values, NaN if there are none; a skipped batch has others."""
   finite = [value for value in values if np.isfinite(value)]
   return float(np.mean(finite)) if finite else float("nan")

@@ -1,7 +1,8 @@
-"""Optimizers under a cosine schedule, clipped and accumulated, and the parameter average."""
+"""Optimizers with a cosine schedule, clipping and accumulation, and the average of parameters."""
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,16 +13,16 @@ from medlitenet_jax.system.rules import one_of
 def create_schedule(
   total_updates: int, *, learning_rate: float, final_learning_rate: float, warmup_updates: int
 ) -> optax.Schedule:
-  """Linear warm-up from 0, then half a cosine, at the final rate once every update is done.
+  """Linear warm-up from 0, then half a cosine down to the final rate.
 
   Args:
     total_updates: optimizer updates of the whole run.
     learning_rate: at the end of the warm-up.
-    final_learning_rate: at the end of the run.
-    warmup_updates: length of the warm-up; a run shorter than ten times that warms up for a tenth.
+    final_learning_rate: once all updates are done, and from then on.
+    warmup_updates: length of the warm-up; at most a tenth of the run is used.
 
   Returns:
-    A function from updates done to the learning rate.
+    A function from updates done to the learning rate, a float32 scalar.
   """
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
@@ -33,9 +34,14 @@ def create_schedule(
 
 
 def kernel_mask(params):
-  """True for the kernels among parameters: what weight decay acts on.
+  """Selects the parameters that weight decay acts on.
 
-  Biases, norms, codes and the attention's boundary weights are left alone.
+  Args:
+    params: tree of parameters.
+
+  Returns:
+    The same tree with True for kernels and False for everything else: biases, norms, codes and the
+    boundary weights of the attention.
   """
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
@@ -50,10 +56,10 @@ def _sgd(schedule, weight_decay, momentum):
   return optax.chain(decay, optax.sgd(schedule, momentum=momentum))
 
 
-# Each from (schedule, weight decay of the kernels, momentum) to a transformation.
+# Functions (schedule, weight decay of kernels, momentum) to a transformation of gradients.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-  "adamw": _adamw,  # decay decoupled from the gradient, times the learning rate
-  "sgd": _sgd,  # decay added to the gradient
+  "adamw": _adamw,  # decay is decoupled from the gradient and scaled by the learning rate
+  "sgd": _sgd,  # decay is added to the gradient
 }
 
 
@@ -66,18 +72,18 @@ def create_optimizer(
   clip_norm: float,
   accumulation: int,
 ) -> optax.MultiSteps:
-  """An optimizer that updates once in `accumulation` batches with their clipped mean gradient.
+  """Builds an optimizer that updates once every `accumulation` batches.
 
   Args:
     schedule: learning rate by updates done.
     name: one of `OPTIMIZERS`.
-    weight_decay: of kernels only.
-    momentum: of "sgd".
-    clip_norm: largest global norm of the mean gradient.
+    weight_decay: applied to kernels only.
+    momentum: used by "sgd".
+    clip_norm: largest global norm of the gradient, which is the mean over the batches of an update.
     accumulation: batches an update.
 
   Returns:
-    The transformation; `has_updated` of its state tells whether the last batch closed an update.
+    The transformation. `has_updated` of its state says whether the last batch completed an update.
 
   Raises:
     InputError: if there is no optimizer of that name.
@@ -90,17 +96,21 @@ def create_optimizer(
 
 
 def ema_decay_at(update, *, decay: float, warmup: bool):
-  """Decay of the parameter average at an update.
+  """Decay of the average of parameters at an update.
 
   Args:
-    update: updates done, counting this one; scalar integer.
-    decay: in the long run.
-    warmup: whether the decay starts low and rises, min(decay, (1 + n) / (10 + n)), so that the
-      random initial parameters are forgotten in time.
+    update: updates done including this one; scalar integer.
+    decay: largest decay, in [0, 1).
+    warmup: whether the decay of update n is only min(decay, (1 + n) / (10 + n)), so that the
+      average soon forgets the random initial parameters.
 
   Returns:
     Scalar float32.
+
+  Raises:
+    AssertionError: if `update` is no scalar.
   """
+  chex.assert_rank(update, 0)
   if not warmup:
     return jnp.float32(decay)
   update = jnp.asarray(update, jnp.float32)
@@ -111,11 +121,16 @@ def update_average(average, current, decay):
   """Moves a tree of averages towards the current values.
 
   Args:
-    average: tree of arrays.
-    current: tree of the same structure.
-    decay: scalar; 1 leaves the averages as they are.
+    average: tree of float arrays.
+    current: tree of the same structure and shapes.
+    decay: scalar in [0, 1]; 1 leaves the averages as they are.
 
   Returns:
     decay * average + (1 - decay) * current, leaf by leaf.
+
+  Raises:
+    AssertionError: if the trees differ in structure or shapes, or `decay` is no scalar.
   """
+  chex.assert_trees_all_equal_shapes(average, current)
+  chex.assert_rank(decay, 0)
   return jax.tree.map(lambda a, c: decay * a + (1 - decay) * c, average, current)

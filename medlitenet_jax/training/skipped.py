@@ -1,4 +1,4 @@
-"""Batches that taught nothing because a number went bad: named, logged and counted in a row."""
+"""Batches that were skipped because their loss or gradient was not finite: logged and counted."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from medlitenet_jax.system import devices
-from medlitenet_jax.training.log import MetricsLog, NoLog
+from medlitenet_jax.training.log import MetricsLog, NullLog
 
 logger = logging.getLogger(__name__)
 
@@ -21,21 +21,21 @@ class _Batch(NamedTuple):
 
 
 class SkippedBatches:
-  """Watches the step's count of batches whose loss or gradient was not finite.
+  """Names and counts the batches that the step skipped.
 
-  A batch is looked at when the next one has been started, so that the device never waits.
+  A batch is checked only when the next one has been started, so that the device never waits.
 
   Attributes:
-    too_many: whether as many in a row were skipped as a run puts up with.
+    too_many: whether as many batches in a row were skipped as end a run; it then stays true.
   """
 
-  def __init__(self, log: MetricsLog | NoLog, *, skipped: int, limit: int):
-    """Starts to watch.
+  def __init__(self, log: MetricsLog | NullLog, *, skipped: int, limit: int):
+    """Starts with the count of an earlier call.
 
     Args:
-      log: receives a line for each.
+      log: receives a line for each skipped batch.
       skipped: batches skipped so far.
-      limit: in a row; 0 for any number.
+      limit: skipped batches in a row that end a run; 0: no number does.
     """
     self._log = log
     self._skipped = skipped
@@ -45,31 +45,31 @@ class SkippedBatches:
 
   @property
   def too_many(self) -> bool:
-    """Whether the limit was reached."""
+    """Whether the limit of skipped batches in a row was reached."""
     return bool(self._limit) and len(self._row) >= self._limit
 
   def add(
     self, *, step: int, epoch: float, case_ids: Sequence[str], figures: Mapping[str, jax.Array]
   ) -> None:
-    """Takes a batch that has been started, and looks at the one before.
+    """Takes a batch whose step has been started, and checks the one before.
 
     Args:
-      step: batches seen with it.
-      epoch: the same in epochs.
-      case_ids: of the batch.
-      figures: of the step; "skipped" counts from the run's beginning.
+      step: batches seen, including this one.
+      epoch: epochs done.
+      case_ids: names of the cases in this process's rows.
+      figures: of the step; "skipped" counts from the beginning of the run.
     """
     self.read()
     self._pending = _Batch(step, epoch, case_ids, figures)
 
   def read(self) -> None:
-    """Waits for the last batch and looks at it."""
+    """Waits for the step of the last batch and checks it; all processes call it together."""
     batch, self._pending = self._pending, None
     if batch is None:
       return
     skipped = int(batch.figures["skipped"])
     if skipped == self._skipped:
-      if not self.too_many:  # which stays so, though the batch after them was good
+      if not self.too_many:  # it is noticed one batch late, and that batch may be good
         self._row = []
       return
     self._skipped = skipped
@@ -90,9 +90,9 @@ class SkippedBatches:
     )
 
   def describe(self) -> str:
-    """Names the batches of the row and their cases."""
+    """Names the last skipped batches in a row and their cases."""
     names = dict.fromkeys(name for batch in self._row for name in batch.case_ids)
     return (
       f"batches {self._row[0].step} to {self._row[-1].step} had a loss or a gradient that is not "
-      f"finite and taught nothing; their cases: {', '.join(names)}"
+      f"finite and were skipped; their cases: {', '.join(names)}"
     )

@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree, and the keys and dtypes that it starts from."""
+"""Everything that training changes, as one pytree, and the random keys of a run."""
 
 import zlib
 from collections.abc import Mapping
@@ -15,17 +15,18 @@ from medlitenet_jax.system.errors import InputError
 
 
 class TrainState(struct.PyTreeNode):
-  """What a checkpoint holds of the model and its optimizer.
+  """The model and its optimizer, as a checkpoint holds them.
 
   Attributes:
     micro_step: scalar int32, batches seen.
-    skipped: scalar int32, batches whose gradient was not finite and changed nothing.
+    skipped: scalar int32, batches that changed nothing because their loss or gradient was not
+      finite.
     params: parameters, float32.
-    batch_stats: running means and variances of BatchNorm, float32.
-    ema_params: exponential moving average of params over updates.
-    ema_batch_stats: the same of batch_stats, so that the averaged network is whole.
-    opt_state: of the optimizer, gradient accumulation included.
-    loss_scale: dynamic loss scale in float16, None in the wider dtypes, which need none.
+    batch_stats: running means and variances of BatchNorm, float32; empty for a network without it.
+    ema_params: exponential moving average of `params` over updates.
+    ema_batch_stats: exponential moving average of `batch_stats`, for the averaged network.
+    opt_state: state of the optimizer, including accumulated gradients.
+    loss_scale: dynamic loss scale in float16; None in the wider dtypes, which need none.
   """
 
   micro_step: jax.Array
@@ -39,15 +40,15 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def ema_variables(self) -> dict[str, Any]:
-    """The averaged network's variables, as `Module.apply` takes them."""
+    """Variables of the averaged network, as `Module.apply` takes them."""
     return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
   """The key of one random stream of a run.
 
-  Keys are derived from the seed, the stream's name and, by the caller, the step, so there is no
-  key to save or to lose in a checkpoint.
+  The caller folds it with the step. A key follows from seed, stream and step alone, so checkpoints
+  need not hold any.
 
   Args:
     seed: `config.seed`.
@@ -62,17 +63,17 @@ def stream_key(seed: int, stream: str) -> jax.Array:
 def create_state(
   model: nn.Module, tx: optax.MultiSteps, *, seed: int, precision: str, image_size: int
 ) -> TrainState:
-  """Initialises a run.
+  """Initialises the state of a new run.
 
   Args:
-    model: maps [B, H, W, 3] images to logits.
+    model: maps [B, S, S, 3] images to {"mask": logits, ...}.
     tx: the optimizer.
-    seed: of the "params" stream.
+    seed: of the run; the stream "params" is used.
     precision: one of `DTYPES`.
-    image_size: pixels a side, any that the network takes.
+    image_size: S in pixels, any that the network takes.
 
   Returns:
-    State before the first batch, the average equal to the parameters.
+    State before the first batch; the average equals the parameters.
   """
   image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
   variables = model.init(stream_key(seed, "params"), image)
@@ -82,7 +83,7 @@ def create_state(
     skipped=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    # Copies: the state is donated to the step, and one buffer cannot be given away twice.
+    # Copies: the state is donated to the step, and a buffer cannot be donated twice.
     ema_params=jax.tree.map(jnp.copy, params),
     ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     opt_state=tx.init(params),
@@ -91,28 +92,29 @@ def create_state(
 
 
 def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-  """Puts a trained network in place of the random one of a new run.
+  """Replaces the random parameters of a new run by those of a trained network.
 
   Args:
     state: before the first batch.
-    variables: "params" and, where it has norms, "batch_stats" of the same network.
+    variables: "params" and, where the network has norms, "batch_stats", float32.
 
   Returns:
-    The state with them, also as its average.
+    The state with these variables, which are also its average.
 
   Raises:
-    InputError: if they are of another network.
+    InputError: if the variables are of another network.
   """
   own = {"params": state.params, "batch_stats": state.batch_stats}
   given = {"batch_stats": {}, **variables}
   if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, given):
     raise InputError(
-      "config.train.start_from: those weights are of another network than config.model describes"
+      "config.train.start_from: those weights are of another network than config.model describes; "
+      "name others, or set config.model to what they were trained with"
     )
   first, second = (jax.tree.map(jnp.array, given) for _ in range(2))
   return state.replace(**first, ema_params=second["params"], ema_batch_stats=second["batch_stats"])
 
 
 def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:
-  """2**16, in typed arrays: Python's numbers would have the step compiled a second time."""
+  """A scale of 2**16, in typed arrays: with Python numbers the step would be compiled twice."""
   return dynamic_scale_lib.DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2**16))

@@ -1,9 +1,10 @@
-"""One step of training: a pure function of the state and a batch, compiled once a size of image."""
+"""One step of training: a pure function of the state and a batch, compiled once per image size."""
 
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,47 +34,81 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Learns from one batch.
 
-  Every `accumulation` batches the parameters move and the average follows. A batch whose gradient
-  is not finite changes nothing but the two counters and, in float16, the loss scale.
+  Parameters and their average move once every `accumulation` batches. A batch whose loss or
+  gradient is not finite is skipped: it changes only the two counters and, in float16, the loss
+  scale.
 
   Args:
     state: before the batch.
     image: [B, S, S, 3] uint8 RGB.
-    targets: of the batch; "mask" is the [B, S, S, 1] truth, 0 or 1.
-    model: maps normalised images to {"mask": logits, ...}.
+    targets: of the batch; "mask" is the [B, S, S, 1] ground truth, 0 or 1.
+    model: maps normalised images to {"mask": [B, S, S, 1] logits, ...}.
     tx: the optimizer.
-    loss_fn: (outputs, targets) to (loss, parts).
-    dropout_key: of the run; folded with the step.
-    ema_decay: decay of the average by updates done.
+    loss_fn: (outputs, targets) to (loss, parts), see `create_objective`.
+    dropout_key: of the run; it is folded with the step.
+    ema_decay: (updates done) to the decay of the average.
 
   Returns:
     state: after the batch.
-    figures: scalar float32 loss, its parts, Dice of the batch, norm of the gradient, and skipped.
+    figures: scalar float32 each: loss, its parts, dice of the batch, grad_norm, and skipped, the
+      number of skipped batches since the run began.
+
+  Raises:
+    AssertionError: if an array has another shape or dtype.
   """
-
-  def objective(params):
-    outputs, changed = model.apply(
-      {"params": params, "batch_stats": state.batch_stats},
-      normalize(image),
-      train=True,
-      mutable=["batch_stats"],
-      rngs={"dropout": jax.random.fold_in(dropout_key, state.micro_step)},
-    )
-    with jax.named_scope("loss"):
-      loss, parts = loss_fn(outputs, targets)
-    return loss, (parts, changed.get("batch_stats", {}), outputs["mask"])
-
-  loss_scale = state.loss_scale
-  if loss_scale is None:
-    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-  else:
-    loss_scale, _, (loss, aux), grads = loss_scale.value_and_grad(objective, has_aux=True)(
-      state.params
-    )
-  parts, batch_stats, logits = aux
+  mask = targets["mask"]
+  chex.assert_shape(image, (None, None, None, 3))
+  chex.assert_type(image, jnp.uint8)
+  chex.assert_shape(mask, (*image.shape[:3], 1))
+  objective = functools.partial(
+    _objective,
+    batch_stats=state.batch_stats,
+    image=image,
+    targets=targets,
+    model=model,
+    loss_fn=loss_fn,
+    dropout_key=jax.random.fold_in(dropout_key, state.micro_step),
+  )
+  loss, (parts, batch_stats, logits), grads, loss_scale = _gradient(objective, state)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  learned = _learned(state, grads, batch_stats, finite, tx=tx, ema_decay=ema_decay)
+  new_state = TrainState(
+    micro_step=state.micro_step + 1,
+    skipped=state.skipped + jnp.logical_not(finite),
+    loss_scale=loss_scale,
+    **learned,
+  )
+  figures = {"loss": loss, **parts, "dice": _mean_dice(logits, mask), "grad_norm": grad_norm}
+  return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
 
+
+def _objective(params, *, batch_stats, image, targets, model, loss_fn, dropout_key):
+  """The loss of a batch, and (its parts, the new running statistics, the logits of the mask)."""
+  outputs, changed = model.apply(
+    {"params": params, "batch_stats": batch_stats},
+    normalize(image),
+    train=True,
+    mutable=["batch_stats"],
+    rngs={"dropout": dropout_key},
+  )
+  with jax.named_scope("loss"):
+    loss, parts = loss_fn(outputs, targets)
+  return loss, (parts, changed.get("batch_stats", {}), outputs["mask"])
+
+
+def _gradient(objective: Callable, state: TrainState):
+  """The loss, its auxiliary values, the gradient, and the next loss scale (None without one)."""
+  if state.loss_scale is None:
+    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    return loss, aux, grads, None
+  scaled = state.loss_scale.value_and_grad(objective, has_aux=True)
+  loss_scale, _, (loss, aux), grads = scaled(state.params)
+  return loss, aux, grads, loss_scale
+
+
+def _learned(state: TrainState, grads, batch_stats, finite, *, tx, ema_decay) -> dict[str, Any]:
+  """The fields of the state that a batch changes; as they were where it is not finite."""
   with jax.named_scope("optimizer"):
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -85,30 +120,32 @@ def train_step(
       "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
       "opt_state": opt_state,
     }
-    kept = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      learned,
-      {name: getattr(state, name) for name in learned},
-    )
-  mask = targets["mask"]
+    before = {name: getattr(state, name) for name in learned}
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, before)
+
+
+def _mean_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean Dice of a batch at a threshold of one half, smoothed by a pixel; scalar float32."""
   counts = metrics.confusion_counts(logits, mask, jnp.ones(mask.shape[0]))
-  dice = (2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1)
-  figures = {"loss": loss, **parts, "dice": jnp.mean(dice), "grad_norm": grad_norm}
-  new_state = TrainState(
-    micro_step=state.micro_step + 1,
-    skipped=state.skipped + jnp.logical_not(finite),
-    loss_scale=loss_scale,
-    **kept,
-  )
-  return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
+  return jnp.mean((2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1))
 
 
 def create_train_step(
   config: ConfigDict, model: nn.Module, tx: optax.MultiSteps
 ) -> jax.stages.Wrapped:
-  """Compiles the step of a run: (state, batch) to (state, figures), the state given away.
+  """Compiles the step of a run.
 
-  The batch holds the arrays of `train_batches`, of which every device takes its rows.
+  Args:
+    config: resolved.
+    model: maps normalised images to {"mask": logits, ...}.
+    tx: the optimizer.
+
+  Returns:
+    A function (state, batch) to (state, figures), see `train_step`. It donates the state that it is
+    given. The batch holds the arrays of `train_batches`, and every device its rows of them.
+
+  Raises:
+    InputError: if `config.loss` cannot be used.
   """
   learn = functools.partial(
     train_step,
@@ -129,5 +166,7 @@ def create_train_step(
       image, mask = unpack_views(batch["views"], policy)
     return learn(state, image, {**batch["targets"], "mask": mask})
 
-  whole, shared = devices.replicated(), devices.by_rows()
-  return jax.jit(step, donate_argnums=0, in_shardings=(whole, shared), out_shardings=whole)
+  replicated, sharded = devices.replicated(), devices.batch_sharding()
+  return jax.jit(
+    step, donate_argnums=0, in_shardings=(replicated, sharded), out_shardings=replicated
+  )

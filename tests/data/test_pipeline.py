@@ -15,7 +15,7 @@ from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
 from medlitenet_jax.modes.predict import PhotographSource
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training.loop import create_plan, create_train_batches
+from medlitenet_jax.training.run import create_plan, create_train_batches
 
 POLICY = AugmentPolicy(**get_config().augment)
 AS_IT_IS = Preprocessing(hair_removal=False, color_constancy="none")
@@ -28,7 +28,8 @@ def drawings(count=CASES, image_size=40):
 
 
 def folder_source(root, split):
-  return create_source({**get_config().data.to_dict(), "root": str(root)}, split, 0)
+  data = {**get_config().data.to_dict(), "source": "folder", "root": str(root)}
+  return create_source(data, split, 0)
 
 
 def open_train(source=None, **settings):

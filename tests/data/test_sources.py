@@ -32,7 +32,7 @@ def root(tmp_path):
 def data(root=None, **fields):
   """`config.data` with these fields."""
   data = get_config().data.to_dict()
-  return {**data, "root": str(root), **fields}
+  return {**data, "source": "folder", "root": str(root), **fields}
 
 
 def folder_source(root, split, **fields):

@@ -40,7 +40,7 @@ from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.evaluate import evaluate
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.log import read_metrics
-from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.run import create_run_optimizer
 from medlitenet_jax.training.state import create_state, start_from
 
 SIZES = {"wide": (60, 130), "tall": (150, 70)}

@@ -18,7 +18,7 @@ from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
-from medlitenet_jax.training.loop import create_run_optimizer
+from medlitenet_jax.training.run import create_run_optimizer
 from medlitenet_jax.training.state import create_state
 from medlitenet_jax.training.step import create_train_step
 

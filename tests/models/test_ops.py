@@ -276,6 +276,11 @@ def test_the_platform_chooses_the_convolution(gradient):
     assert ("group_count = 5" in text) == has_convolution, (form, platform)
 
 
+def test_the_kernel_gradient_is_compiled_once_for_all_taps():
+  text = lowered("platform", "cpu", gradient=True)
+  assert text.count("stablehlo.dot_general") == text.count("stablehlo.while") == 1
+
+
 def batch_norm_definition(x, scale, bias, epsilon, activate):
   mean = jnp.mean(x, axis=(0, 1, 2))
   variance = jnp.mean((x - mean) ** 2, axis=(0, 1, 2))

@@ -14,8 +14,8 @@ from medlitenet_jax.models import registry
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.models.medlitenet.network import VARIANTS, MedLiteNet
 from medlitenet_jax.modes import benchmark, benchmark_loop
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.speed.timing import time_interleaved
-from medlitenet_jax.training.loop import train
 
 
 def takes(clock, order, name, *seconds):

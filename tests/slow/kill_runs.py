@@ -27,9 +27,11 @@ import orbax.checkpoint as ocp
 import small_runs
 from small_runs import compiled_as_by_launch, create_stub, resolved
 
+from medlitenet_jax.modes import train
 from medlitenet_jax.system.stop import Stopped
-from medlitenet_jax.training import checkpoint, log, loop
-from medlitenet_jax.training.checkpoint import HALF_WRITTEN, REMOVED, Checkpoints, whole_steps
+from medlitenet_jax.training import checkpoint, log
+from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.layout import HALF_WRITTEN, REMOVED, whole_steps
 
 STEPS = 12  # of 4 of 13 cases: checkpoints after 3, 6, 9 and 12; another size from batch 7 on
 SPEED = {"images_per_second", "waiting_share", "logging_share"}
@@ -104,7 +106,7 @@ def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 
     os.dup2(output, 1)
     os.dup2(output, 2)
     if network == "stub":
-      loop.create_model = create_stub
+      train.create_model = create_stub
     original = log.MetricsLog.__init__
 
     def begin(*args, **kwargs):
@@ -112,11 +114,11 @@ def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 
       os.write(writing, b"!")
 
     log.MetricsLog.__init__ = begin
-    loop.draw_curves = lambda *_: None  # takes longer than all batches
+    train.draw_curves = lambda *_: None  # takes longer than all batches
     die_at(instant, delay)
     with compiled_as_by_launch():
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-      loop.train(config, workdir)
+      train.train(config, workdir)
     status = 0
   except Stopped as stopped:
     status = 128 + stopped.signal

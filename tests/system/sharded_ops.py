@@ -83,7 +83,7 @@ def compare(function, in_shardings, out_shardings, args):
 
 def main():
   """Compares every operation, then the augmentations on the device."""
-  whole, shared = devices.replicated(), devices.by_rows()
+  whole, shared = devices.replicated(), devices.batch_sharding()
   rng = np.random.default_rng(0)
   x = rng.normal(size=(ROWS, 9, 10, CHANNELS)).astype(np.float32)
   results = {

@@ -191,9 +191,9 @@ def test_processes_that_cannot_find_each_other_are_refused(args, environment, sa
 def test_one_device_has_every_row():
   if jax.device_count() > 1:
     pytest.skip("more than one device here")
-  assert devices.own_rows(6) == range(6) and devices.rows_for(5) == 5
+  assert devices.local_rows(6) == range(6) and devices.rows_for(5) == 5
   array = np.arange(12).reshape(6, 2)
-  np.testing.assert_array_equal(devices.own_part(devices.share_out(array)), array)
+  np.testing.assert_array_equal(devices.local_values(devices.shard_batch(array)), array)
   assert devices.gather_cases([(2, "b"), (0, "a")]) == ["a", "b"]
 
 
@@ -202,11 +202,11 @@ def test_what_the_first_process_cannot_do_ends_the_others(monkeypatch):
     raise OSError("disk full")
 
   with pytest.raises(OSError, match="disk full"):
-    devices.on_first(fail)
-  monkeypatch.setattr(devices, "is_first", lambda: False)
+    devices.on_main_process(fail)
+  monkeypatch.setattr(devices, "is_main_process", lambda: False)
   monkeypatch.setattr(devices, "gather", lambda value: ["disk full", value])
   with pytest.raises(InputError, match="disk full"):
-    devices.on_first(fail)
+    devices.on_main_process(fail)
 
 
 def test_an_error_without_words_is_one_for_the_others_too(monkeypatch):
@@ -216,5 +216,5 @@ def test_an_error_without_words_is_one_for_the_others_too(monkeypatch):
   said = []
   monkeypatch.setattr(devices, "gather", lambda value: said.append(value) or [value])
   with pytest.raises(MemoryError):
-    devices.on_first(fail)
+    devices.on_main_process(fail)
   assert said == ["MemoryError"]

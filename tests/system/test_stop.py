@@ -10,18 +10,22 @@ import pytest
 from compare_runs import assert_identical, saved_state, without_speed
 from small_runs import ROOT, compiled_as_by_launch, create_stub, launch, resolved, small_arguments
 
+from medlitenet_jax.inference import validation
+from medlitenet_jax.modes import train as mode
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.system.stop import Stopped
-from medlitenet_jax.training import log, loop
-from medlitenet_jax.training.checkpoint import Checkpoints, whole_steps
+from medlitenet_jax.training import log
+from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.layout import whole_steps
 
 # Lets the launcher train the stub, and sends this process signals after batch 4.
 SIGNALS = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from small_runs import create_stub
-from medlitenet_jax.system import tables
-from medlitenet_jax.training import loop
-loop.create_model = create_stub
+from medlitenet_jax.modes import train
+from medlitenet_jax.training import log
+train.create_model = create_stub
 original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
@@ -34,7 +38,7 @@ log.MetricsLog.write = write
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-  monkeypatch.setattr(loop, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield
 
@@ -43,8 +47,8 @@ def stub(monkeypatch):
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("stop") / "straight"
   with pytest.MonkeyPatch.context() as patch, compiled_as_by_launch():
-    patch.setattr(loop, "create_model", create_stub)
-    loop.train(resolved(), workdir)
+    patch.setattr(mode, "create_model", create_stub)
+    train(resolved(), workdir)
   return workdir
 
 
@@ -66,7 +70,7 @@ def scores(workdir):
 
 
 def assert_ends_as(workdir, straight):
-  loop.train(resolved(), workdir)
+  train(resolved(), workdir)
   assert_identical(saved_state(workdir, 8), saved_state(straight, 8))
   assert rows(workdir) == rows(straight)
   assert scores(workdir)[0] == scores(straight)[0]
@@ -83,7 +87,7 @@ def test_between_validations_the_state_is_saved_without_score(tmp_path, straight
 
   with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGTERM after batch 4 of 8"):
     patch.setattr(log.MetricsLog, "write", write)
-    loop.train(resolved(), workdir)
+    train(resolved(), workdir)
   best, found = scores(workdir)
   assert best == 3 and found[3]["dice"] > 0 and found[4] == {}
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -92,21 +96,21 @@ def test_between_validations_the_state_is_saved_without_score(tmp_path, straight
 
 def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, straight, monkeypatch):
   workdir = tmp_path / "run"
-  original = loop.plain_scores
+  original = validation.plain_scores
 
   def plain_scores(*args):
     send(signal.SIGINT)
     return original(*args)
 
   with monkeypatch.context() as patch, pytest.raises(Stopped, match="SIGINT after batch 3 of 8"):
-    patch.setattr(loop, "plain_scores", plain_scores)
-    loop.train(resolved(), workdir)
+    patch.setattr(validation, "plain_scores", plain_scores)
+    train(resolved(), workdir)
   assert scores(workdir) == (None, {3: {}})
   assert [row["split"] for row in rows(workdir)] == ["train"] * 3
   # Killed once more, after the scores were logged and before the checkpoint had them.
   with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
     patch.setattr(Checkpoints, "add_metrics", lambda *_: 1 / 0)
-    loop.train(resolved(), workdir)
+    train(resolved(), workdir)
   assert [row["split"] for row in rows(workdir)] == ["train"] * 3 + ["val"]
   assert_ends_as(workdir, straight)
 
@@ -123,5 +127,5 @@ def test_the_launcher_leaves_with_the_status_of_the_signal(tmp_path):
 def test_a_second_interrupt_leaves_at_once(tmp_path):
   patch = SIGNALS.replace("SENT", "[signal.SIGINT, signal.SIGINT]")
   done = launch(*small_arguments(), f"--workdir={tmp_path / 'run'}", patch=patch)
-  assert done.returncode == 130 and "Ctrl-C leaves at once" in done.stdout + done.stderr
+  assert done.returncode == 130 and "Ctrl-C exits at once" in done.stdout + done.stderr
   assert 4 not in whole_steps(tmp_path / "run") and "stopped by" not in done.stderr

@@ -7,9 +7,10 @@ from compare_runs import flat, saved_state
 from small_runs import compiled_as_by_launch, create_stub, resolved, write_case, write_splits
 
 from medlitenet_jax.models.precision import DTYPES
+from medlitenet_jax.modes import train as mode
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training import loop
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.log import MetricsLog, read_metrics
 from medlitenet_jax.training.skipped import SkippedBatches
 
@@ -18,7 +19,7 @@ LEARNED = ("params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state"
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-  monkeypatch.setattr(loop, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield
 
@@ -44,7 +45,7 @@ def run_on(root, workdir, **fields):
     train__batch_size=2,
     **fields,
   )
-  loop.train(config, workdir)
+  train(config, workdir)
 
 
 def skipped_rows(workdir):

@@ -10,7 +10,13 @@ import pytest
 from tiny_checkpoints import at, batches, opened, save, shapes
 
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training.checkpoint import HALF_WRITTEN, REMOVED, Checkpoints, whole_steps
+from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.layout import HALF_WRITTEN, REMOVED, whole_steps
+
+# A restore that fails leaves coroutines of Orbax behind, of which Python warns.
+refused = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
 
 
 def assert_identical(actual, expected):
@@ -93,19 +99,43 @@ def test_scores_come_back(tmp_path):
     assert checkpoints.metrics(2)["dice"] == 0.5
 
 
-def test_average_alone(tmp_path):
-  save(tmp_path, {3: 0.5})
+def variable_shapes(**kwargs):
+  state = shapes(**kwargs)
+  return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_average_alone(tmp_path, norm):
+  state = at(3, norm=norm)
+  assert bool(state.ema_batch_stats) == norm
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(state, batches(), {"dice": 0.5})
   with opened(tmp_path, read_only=True) as checkpoints:
-    variables = checkpoints.restore_ema(
-      3, {"params": shapes().params, "batch_stats": shapes().batch_stats}
-    )
-  assert_identical(variables, at(3).ema_variables)
+    variables = checkpoints.restore_ema(3, variable_shapes(norm=norm))
+  assert_identical(variables, state.ema_variables)
 
 
-# Orbax leaves behind coroutines of a restoring that failed, and Python remarks on it.
-refused = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
-)
+def test_a_network_without_norms_is_saved_and_resumed(tmp_path):
+  state, data = at(2, norm=False), batches()
+  next(data)
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(state, data, {"dice": 0.5})
+  expected, moved = next(data)["case_id"], batches()
+  with opened(tmp_path) as checkpoints:
+    restored = checkpoints.resume(shapes(norm=False), moved)
+  assert_identical(restored, state)
+  assert restored.batch_stats == restored.ema_batch_stats == {}
+  assert next(moved)["case_id"] == expected
+
+
+@refused
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_average_of_a_network_with_other_norms_is_refused(tmp_path, saved):
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(at(1, norm=saved), batches(), {"dice": 0.5})
+  with opened(tmp_path, read_only=True) as checkpoints, pytest.raises(InputError, match=r"/1: "):
+    checkpoints.restore_ema(1, variable_shapes(norm=not saved))
+  gc.collect()
 
 
 @refused
@@ -155,7 +185,7 @@ def test_damaged_newest_is_put_aside_and_the_one_before_taken(tmp_path, part, ca
     restored = checkpoints.resume(shapes(), batches())
     assert restored is not None
     assert_identical(restored, at(1))
-    assert f"Passing over {tmp_path / 'checkpoints' / '2'}" in caplog.text
+    assert f"{tmp_path / 'checkpoints' / '2'}: damaged" in caplog.text
     assert "(None)" not in caplog.text
     assert checkpoints.latest_step == 1
     checkpoints.save(at(2), batches(), {"dice": 0.95})
@@ -191,7 +221,7 @@ def test_damaged_scores_are_taken_from_the_log(tmp_path, step, caplog):
 def test_scores_that_the_log_does_not_have_either_put_a_checkpoint_aside(tmp_path, caplog):
   save(tmp_path, {1: 0.9, 2: 0.5})
   empty(tmp_path / "checkpoints" / "1" / "metrics")
-  with pytest.raises(InputError, match="the command that trained it mends"):
+  with pytest.raises(InputError, match="run the command that trained it again"):
     Checkpoints(tmp_path, read_only=True)
   with opened(tmp_path) as checkpoints:
     assert (checkpoints.latest_step, checkpoints.best_step) == (2, 2)
@@ -231,7 +261,7 @@ def test_half_written_and_half_deleted_are_named_and_cleared_away(tmp_path, capl
   assert len(list(folder.iterdir())) == 3
   with opened(tmp_path) as checkpoints:
     assert checkpoints.latest_step == 1 and not (folder / REMOVED).exists()
-  assert f"Passing over {folder / '2'}{HALF_WRITTEN}, which is half-written" in caplog.text
+  assert f"{folder / '2'}{HALF_WRITTEN}: half-written; removed" in caplog.text
   assert [path.name for path in folder.iterdir()] == ["1"]
 
 

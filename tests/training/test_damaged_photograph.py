@@ -7,17 +7,19 @@ from compare_runs import assert_identical, saved_state, without_speed
 from small_runs import compiled_as_by_launch, create_stub, resolved
 
 from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.prepare import prepare
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training import loop
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
+from medlitenet_jax.training.run import create_plan, create_train_batches
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
   """Of a folder of photographs that the stub learns from, one batch read at a time."""
   prepare(resolved(data__root=str(tmp_path / "photographs")))
-  monkeypatch.setattr(loop, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield resolved(
       data__source="folder",
@@ -32,8 +34,8 @@ def first_of(split, config):
   source = create_source(config.data, split, config.seed)
   if split == "val":
     return source.case_ids[0]
-  plan = loop.create_plan(config.train, len(source))
-  batches = loop.create_train_batches(config, source, plan)
+  plan = create_plan(config.train, len(source))
+  batches = create_train_batches(config, source, plan)
   return [next(batches)["case_id"] for _ in range(3)][2][0]
 
 
@@ -42,16 +44,16 @@ def test_what_was_learned_is_kept_and_the_run_goes_on_once_it_is_repaired(
   config, tmp_path, split, learned
 ):
   workdir, straight = tmp_path / "run", tmp_path / "straight"
-  loop.train(config, straight)
+  train(config, straight)
   (path,) = (tmp_path / "photographs" / "images").glob(f"{first_of(split, config)}.*")
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
   for _ in range(2):
     with pytest.raises(InputError, match=path.name):
-      loop.train(config, workdir)
+      train(config, workdir)
     assert whole_steps(workdir) == [learned]
   path.write_bytes(whole)
-  loop.train(config, workdir)
+  train(config, workdir)
   assert_identical(saved_state(workdir, 8), saved_state(straight, 8))
   logs = [(run / "metrics.jsonl").read_text().splitlines() for run in (workdir, straight)]
   assert without_speed(map(json.loads, logs[0])) == without_speed(map(json.loads, logs[1]))
@@ -63,9 +65,9 @@ def test_a_validation_without_memory_costs_no_batch(config, tmp_path, monkeypatc
 
   workdir = tmp_path / "run"
   with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE"):
-    patch.setattr(loop, "validate", fail)
-    loop.train(config, workdir)
+    patch.setattr(mode, "create_validate", lambda *_: fail)
+    train(config, workdir)
   assert whole_steps(workdir) == [3]
-  loop.train(config, workdir)
+  train(config, workdir)
   rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
   assert [row["step"] for row in rows if row["split"] == "val"] == [3, 6, 8]

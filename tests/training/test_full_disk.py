@@ -16,11 +16,12 @@ from small_runs import (
   small_arguments,
 )
 
+from medlitenet_jax.modes import train as mode
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.pages.figures import save_figure
 from medlitenet_jax.system.files import replace_file
 from medlitenet_jax.system.tables import append_csv
-from medlitenet_jax.training import loop
-from medlitenet_jax.training.checkpoint import whole_steps
+from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.log import MetricsLog, read_metrics
 
 STUB = f"""
@@ -28,10 +29,9 @@ import errno
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from small_runs import create_stub
+from medlitenet_jax.modes import train
 from medlitenet_jax.training import log
-from medlitenet_jax.system import tables
-from medlitenet_jax.training import loop
-loop.create_model = create_stub
+train.create_model = create_stub
 """
 # From batch 5 on no file may grow past a size that a log stays under and a checkpoint does not.
 NO_ROOM = (
@@ -72,12 +72,12 @@ def go_on(monkeypatch):
   """Trains the stub in this process, where that costs less."""
 
   def run(workdir, **fields):
-    loop.train(resolved(**fields), workdir)
+    train(resolved(**fields), workdir)
     steps = [row["step"] for row in read_metrics(workdir) if row["split"] == "train"]
     last = fields.get("train__max_steps", 8)
     assert steps == list(range(1, last + 1)) and whole_steps(workdir)[-1] == last
 
-  monkeypatch.setattr(loop, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield run
 

@@ -21,11 +21,12 @@ from small_runs import (
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import differences
+from medlitenet_jax.modes.train import train
 from medlitenet_jax.scores.metrics import SCORES
 from medlitenet_jax.speed.trace import TABLE_FILE
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.checkpoint import Checkpoints
-from medlitenet_jax.training.loop import create_plan, train
+from medlitenet_jax.training.run import create_plan
 
 STEPS = FIELDS["train.max_steps"]
 
@@ -37,7 +38,6 @@ def opened(workdir):
 # Interrupts a run once a line is written that no checkpoint covers.
 INTERRUPTION = f"""
 from medlitenet_jax.training import log
-from medlitenet_jax.system import tables
 original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)

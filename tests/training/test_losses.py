@@ -1,19 +1,28 @@
 """Losses against NumPy in float64, at the masks and logits where formulas break."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medlitenet_jax.training.losses import bce_loss, boundary_band, dice_loss, segmentation_loss
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training.losses import (
+  bce_loss,
+  boundary_band,
+  create_objective,
+  dice_loss,
+)
 
-PLAIN = {
-  "bce_weight": 0.5,
-  "dice_weight": 0.5,
-  "dice_epsilon": 1.0,
-  "boundary_weight": 0.0,
-  "boundary_width": 3,
-}
+
+def objective(*, bce=0.5, dice=0.5, boundary_weight=0.0):
+  """A function (logits, mask) to (loss, parts)."""
+  terms = {
+    "bce": {"weight": bce, "boundary_weight": boundary_weight, "boundary_width": 3},
+    "dice": {"weight": dice, "epsilon": 1.0},
+  }
+  loss_fn = create_objective(terms)
+  return lambda logits, mask: loss_fn({"mask": logits}, {"mask": mask})
 
 
 def cross_entropy(logits, mask, weight=None):
@@ -51,17 +60,50 @@ def cases():
   return logits, mask
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_losses_are_their_equations(dtype):
-  logits, mask = cases()
-  logits = jnp.asarray(logits, dtype)  # the reference sees the rounded ones
-  for mask_dtype in (np.float32, np.uint8, bool):
-    truth = jnp.asarray(mask.astype(mask_dtype))
-    bce, dice = bce_loss(logits, truth), dice_loss(logits, truth)
-    assert bce.dtype == dice.dtype == jnp.float32
-    assert bce.shape == dice.shape == (6,)
-    np.testing.assert_allclose(bce, cross_entropy(logits, mask), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(dice, soft_dice(logits, mask), rtol=1e-5, atol=1e-6)
+class EagerAndCompiled(chex.TestCase):
+  """What must hold with and without jit."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_losses_are_their_equations(self):
+    bce_fn, dice_fn = self.variant(bce_loss), self.variant(dice_loss)
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+      logits, mask = cases()
+      logits = jnp.asarray(logits, dtype)  # the reference sees the rounded ones
+      for mask_dtype in (np.float32, np.uint8, bool):
+        truth = jnp.asarray(mask.astype(mask_dtype))
+        bce, dice = bce_fn(logits, truth), dice_fn(logits, truth)
+        chex.assert_shape([bce, dice], (6,))
+        chex.assert_type([bce, dice], jnp.float32)
+        np.testing.assert_allclose(bce, cross_entropy(logits, mask), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dice, soft_dice(logits, mask), rtol=1e-5, atol=1e-6)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_band_has_both_lesion_and_skin_nearby(self):
+    mask = np.zeros((5, 9, 11, 1), np.uint8)
+    mask[0, 3:6, 4:9] = 1
+    mask[1, :4, :5] = 1  # touches the frame, which is no border of the lesion
+    mask[2, 4, 4] = 1
+    mask[3] = 1
+    for width in range(4):
+      expected = band(mask, width)
+      got = self.variant(boundary_band, static_argnums=1)(jnp.asarray(mask), width)
+      assert got.dtype == jnp.float32
+      np.testing.assert_array_equal(got, expected)
+      assert not expected[3:].any() and expected[:3].any() == (width > 0)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_the_objective_is_the_weighted_sum(self):
+    logits, mask = cases()
+    for boundary_weight in (0.0, 2.0):
+      loss_fn = self.variant(objective(bce=0.3, dice=0.9, boundary_weight=boundary_weight))
+      loss, parts = loss_fn(logits, mask)
+      bce = cross_entropy(logits, mask, 1 + boundary_weight * band(mask, 3)).mean()
+      dice = soft_dice(logits, mask).mean()
+      np.testing.assert_allclose(parts["bce_loss"], bce, rtol=1e-5)
+      np.testing.assert_allclose(parts["dice_loss"], dice, rtol=1e-5)
+      np.testing.assert_allclose(loss, 0.3 * bce + 0.9 * dice, rtol=1e-5)
+      chex.assert_shape(loss, ())
+      chex.assert_type(loss, jnp.float32)
 
 
 def test_losses_at_certain_predictions():
@@ -75,7 +117,7 @@ def test_losses_at_certain_predictions():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_gradients_stay_finite(dtype):
   logits, mask = cases()
-  grad = jax.grad(lambda z: segmentation_loss(z, mask, **PLAIN)[0])(jnp.asarray(logits, dtype))
+  grad = jax.grad(lambda z: objective()(z, mask)[0])(jnp.asarray(logits, dtype))
   assert grad.dtype == dtype and np.all(np.isfinite(grad))
   assert np.all(np.asarray(grad)[4][mask[4] == 0] > 0) and np.all(np.asarray(grad)[3] < 1e-3)
 
@@ -98,20 +140,6 @@ def test_dice_epsilon_is_in_pixels():
     )
 
 
-@pytest.mark.parametrize("width", [0, 1, 2, 3])
-def test_band_has_both_lesion_and_skin_nearby(width):
-  mask = np.zeros((5, 9, 11, 1), np.uint8)
-  mask[0, 3:6, 4:9] = 1
-  mask[1, :4, :5] = 1  # touches the frame, which is no border of the lesion
-  mask[2, 4, 4] = 1
-  mask[3] = 1
-  expected = band(mask, width)
-  got = boundary_band(jnp.asarray(mask), width)
-  assert got.dtype == jnp.float32
-  np.testing.assert_array_equal(got, expected)
-  assert not expected[3:].any() and expected[:3].any() == (width > 0)
-
-
 def test_weighted_cross_entropy_is_a_weighted_mean():
   logits, mask = cases()
   weight = np.random.default_rng(1).uniform(0.1, 3, mask.shape).astype(np.float32)
@@ -123,37 +151,56 @@ def test_weighted_cross_entropy_is_a_weighted_mean():
   )
 
 
-@pytest.mark.parametrize("boundary_weight", [0.0, 2.0])
-def test_segmentation_loss_is_the_weighted_sum(boundary_weight):
-  logits, mask = cases()
-  fields = {**PLAIN, "bce_weight": 0.3, "dice_weight": 0.9, "boundary_weight": boundary_weight}
-  loss, parts = segmentation_loss(logits, mask, **fields)
-  bce = cross_entropy(logits, mask, 1 + boundary_weight * band(mask, 3)).mean()
-  dice = soft_dice(logits, mask).mean()
-  np.testing.assert_allclose(parts["bce"], bce, rtol=1e-5)
-  np.testing.assert_allclose(parts["dice_loss"], dice, rtol=1e-5)
-  np.testing.assert_allclose(loss, 0.3 * bce + 0.9 * dice, rtol=1e-5)
-  assert loss.shape == () and loss.dtype == jnp.float32
-
-
 def test_boundary_weight_stresses_mistakes_at_the_border():
   mask = np.zeros((1, 32, 32, 1), np.float32)
   mask[:, 8:24, 8:24] = 1
   near, far = (20 * mask - 10 for _ in range(2))
   near[0, 8, 8:24] *= -1  # the lesion's first row is missed
   far[0, 0, 8:24] *= -1  # as many pixels of skin, at the frame
-  weighted = {**PLAIN, "boundary_weight": 2.0, "dice_weight": 0.0}
-  plain = {**weighted, "boundary_weight": 0.0}
-  np.testing.assert_allclose(
-    segmentation_loss(near, mask, **plain)[0], segmentation_loss(far, mask, **plain)[0], rtol=1e-5
-  )
-  assert (
-    segmentation_loss(near, mask, **weighted)[0] > 2 * segmentation_loss(far, mask, **weighted)[0]
-  )
+  plain, weighted = (objective(dice=0.0, boundary_weight=weight) for weight in (0.0, 2.0))
+  np.testing.assert_allclose(plain(near, mask)[0], plain(far, mask)[0], rtol=1e-5)
+  assert weighted(near, mask)[0] > 2 * weighted(far, mask)[0]
+
+
+def test_a_term_of_weight_0_is_left_out():
+  _, parts = objective(dice=0.0)(*cases())
+  assert set(parts) == {"bce_loss"}
+
+
+@pytest.mark.parametrize(
+  ("terms", "says"),
+  [
+    ({"focal": {"weight": 1.0}}, "bce, dice"),
+    ({"dice": {"weight": 1.0}}, r"config\.loss\.dice takes weight, epsilon; .* epsilon"),
+    ({"dice": {"weight": 1.0, "epsilon": 1.0, "width": 2}}, "width"),
+    ({"dice": {"weight": -1.0, "epsilon": 1.0}}, r"config\.loss\.dice\.weight"),
+    ({"dice": {"weight": 0.0, "epsilon": 1.0}}, "are all 0"),
+    ({}, "are all 0"),
+  ],
+)
+def test_terms_that_cannot_be_used_are_refused_by_name(terms, says):
+  with pytest.raises(InputError, match=says):
+    create_objective(terms)
 
 
 @pytest.mark.parametrize("loss", [bce_loss, dice_loss])
-@pytest.mark.parametrize("shapes", [((2, 4, 4, 1), (2, 4, 4)), ((4, 4, 1), (4, 4, 1))])
+@pytest.mark.parametrize(
+  "shapes",
+  [
+    ((2, 4, 4, 1), (2, 4, 4)),
+    ((4, 4, 1), (4, 4, 1)),
+    ((2, 4, 4, 1), (2, 4, 5, 1)),
+    ((2, 4, 4, 2),) * 2,
+  ],
+)
 def test_other_shapes_are_refused(loss, shapes):
-  with pytest.raises(ValueError, match="must be one"):
+  with pytest.raises(AssertionError, match="shape"):
     loss(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_logits_that_are_no_floats_and_weights_of_another_shape_are_refused():
+  mask = jnp.ones((2, 4, 4, 1))
+  with pytest.raises(AssertionError, match="type"):
+    dice_loss(mask.astype(jnp.uint8), mask)
+  with pytest.raises(AssertionError, match="shape"):
+    bce_loss(mask, mask, mask[:1])

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
-from medlitenet_jax.training.losses import segmentation_loss
+from medlitenet_jax.training import step as step_lib
+from medlitenet_jax.training.losses import create_objective
 from medlitenet_jax.training.state import create_state, stream_key
 from medlitenet_jax.training.step import create_train_step, train_step
 
@@ -35,14 +37,14 @@ class Stub(nn.Module):
   @nn.compact
   def __call__(self, image, *, train: bool = False):
     x = Pointwise(8, use_bias=False, dtype=self.dtype, name="expand")(image)
-    x = Norm(name="norm")(x, train=train)
+    x = Norm("expand", name="norm")(x, train=train)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     x = Pointwise(1, dtype=self.dtype, name="head")(x)
     white = jnp.all(image > normalize(jnp.full(3, 254.5)))
     black = jnp.all(image < normalize(jnp.full(3, 0.5)))
     # The root's slope is infinite at 0, its value is not.
     root = jnp.sqrt(jnp.where(black, 0, 1) * self.param("root", nn.initializers.ones_init(), ()))
-    return (x + root.astype(x.dtype)) * jnp.where(white, jnp.inf, 1).astype(x.dtype)
+    return {"mask": (x + root.astype(x.dtype)) * jnp.where(white, jnp.inf, 1).astype(x.dtype)}
 
 
 class Run(NamedTuple):
@@ -65,14 +67,16 @@ def create_run(*, precision="float32", dropout=0.0, accumulation=1):
     clip_norm=config.optim.clip_norm,
     accumulation=accumulation,
   )
-  begin = functools.partial(create_state, model, tx, config.seed, precision)
+  begin = functools.partial(
+    create_state, model, tx, seed=config.seed, precision=precision, image_size=16
+  )
   initialise = jax.jit(begin, out_shardings=devices.replicated())
   return Run(config, model, tx, create_train_step(config, model, tx), initialise)
 
 
-def create_batch(size=4, seed=0):
+def create_batch(size=4, seed=0, side=16):
   """Noise whose lesion is where red is stronger than blue: learnable from single pixels."""
-  image = np.random.default_rng(seed).integers(1, 255, (size, 16, 16, 3), np.uint8)
+  image = np.random.default_rng(seed).integers(1, 255, (size, side, side, 3), np.uint8)
   mask = (image[..., :1] > image[..., 2:]).astype(np.float32)
   return {"image": jnp.asarray(image), "targets": {"mask": jnp.asarray(mask)}}
 
@@ -107,7 +111,7 @@ def test_loss_falls_on_a_fixed_batch():
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
   assert rows[-1]["dice"] > 0.9 > rows[0]["dice"]
   assert state.micro_step == 60 and state.skipped == 0
-  assert set(rows[0]) == {"loss", "bce", "dice_loss", "dice", "grad_norm", "skipped"}
+  assert set(rows[0]) == {"loss", "bce_loss", "dice_loss", "dice", "grad_norm", "skipped"}
   assert {(value.shape, value.dtype) for value in rows[0].values()} == {((), np.dtype("float32"))}
 
 
@@ -189,7 +193,7 @@ def bare_step(run, **replaced):
   arguments = {
     "model": run.model,
     "tx": run.tx,
-    "loss_fn": functools.partial(segmentation_loss, **run.config.loss),
+    "loss_fn": create_objective(run.config.loss.to_dict()),
     "dropout_key": stream_key(run.config.seed, "dropout"),
     "ema_decay": functools.partial(optim.ema_decay_at, decay=0.999, warmup=True),
   }
@@ -218,14 +222,42 @@ def test_the_state_is_given_away_and_the_step_compiled_once(precision):
   assert run.step._cache_size() == 1
 
 
+def test_the_step_is_compiled_once_for_each_size_of_image(monkeypatch):
+  run = create_run()
+  monkeypatch.setattr(step_lib, "train_step", chex.assert_max_traces(train_step, n=2))
+  step = create_train_step(run.config, run.model, run.tx)
+  state = run.initialise()
+  for side in (16, 16, 32, 16, 32):
+    state, _ = step(state, create_batch(side=side))
+  assert step._cache_size() == 2
+  with pytest.raises(AssertionError, match="traced"):
+    step(state, create_batch(side=48))
+
+
+@pytest.mark.parametrize(
+  "spoil",
+  [
+    lambda batch: {**batch, "image": batch["image"].astype(jnp.float32)},
+    lambda batch: {**batch, "image": batch["image"][..., :1]},
+    lambda batch: {**batch, "targets": {"mask": batch["targets"]["mask"][..., 0]}},
+    lambda batch: {**batch, "targets": {"mask": batch["targets"]["mask"][:, :8]}},
+  ],
+)
+def test_a_batch_of_other_shape_or_type_is_refused_when_traced(spoil):
+  run = create_run()
+  state = jax.eval_shape(run.initialise)
+  with pytest.raises(AssertionError):
+    jax.eval_shape(bare_step(run), state, **spoil(create_batch()))
+
+
 @pytest.mark.parametrize("precision", list(DTYPES))
 def test_loss_and_parameters_are_float32_in_every_precision(precision):
   run = create_run(precision=precision)
-  seen = []
+  seen, objective = [], create_objective(run.config.loss.to_dict())
 
-  def loss_fn(logits, mask):
-    seen.append(logits.dtype)
-    return segmentation_loss(logits, mask, **run.config.loss)
+  def loss_fn(outputs, targets):
+    seen.append(outputs["mask"].dtype)
+    return objective(outputs, targets)
 
   state = jax.eval_shape(run.initialise)
   state, figures = jax.eval_shape(bare_step(run, loss_fn=loss_fn), state, **create_batch())
@@ -240,7 +272,7 @@ def test_loss_and_gradient_are_nearly_those_of_float32(precision):
   """In float16 too, where the loss scale has to be undone before either is used."""
   wide, narrow = (create_run(precision=name) for name in ("float32", precision))
   (_, expected), (_, got) = (run.step(run.initialise(), create_batch()) for run in (wide, narrow))
-  for name in ("loss", "bce", "dice_loss", "grad_norm"):
+  for name in ("loss", "bce_loss", "dice_loss", "grad_norm"):
     np.testing.assert_allclose(got[name], expected[name], rtol=0.02)
 
 

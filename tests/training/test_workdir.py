@@ -11,7 +11,7 @@ import pytest
 from small_runs import contents, resolved
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.config import ODD_FIELDS, flatten
+from medlitenet_jax.config import FORCE_ONLY, field_of, flatten
 from medlitenet_jax.data.sources import SyntheticSource
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.lock import LOCK_FILE
@@ -49,7 +49,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     pass
 
 
-def test_a_dead_process_holds_nothing(tmp_path):
+def test_a_lock_left_by_a_dead_process_is_ignored(tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
   code = (
@@ -81,23 +81,23 @@ def test_a_start_that_was_killed_at_once_is_started_again(tmp_path):
 def test_every_changed_field_is_named_and_a_meaningless_change_refused(tmp_path):
   workdir = started(tmp_path)
   before = contents(workdir)
-  changes = {"optim__learning_rate": 0.25, "seed": 7, "model__mixer_layers": 2}
+  changes = {"optim__learning_rate": 0.25, "seed": 7, "model__medlitenet__mixer_layers": 2}
   for force in (False, True):
     with pytest.raises(InputError) as error, opened(workdir, force=force, **changes):
       pass
     text = str(error.value)
     for part in ("learning_rate=0.25 (was 0.005)", "seed=7 (was 0)", "mixer_layers=2 (was 1)"):
       assert f"{part}" in text
-    assert "config.model.mixer_layers, config.seed cannot change" in text
+    assert "config.model.medlitenet.mixer_layers, config.seed cannot change" in text
     assert contents(workdir) == before
 
 
-def test_an_odd_change_is_taken_by_force_and_leaves_the_old_recipe(tmp_path):
+def test_a_change_that_needs_force_keeps_the_old_recipe(tmp_path):
   workdir = started(tmp_path)
-  fields = {"optim__learning_rate": 0.25, "loss__dice_weight": 0.75}
+  fields = {"optim__learning_rate": 0.25, "loss__dice__weight": 0.75}
   with pytest.raises(InputError, match="--force") as error, opened(workdir, **fields):
     pass
-  assert "config.loss.dice_weight=0.75 (was 0.5)" in str(error.value)
+  assert "config.loss.dice.weight=0.75 (was 0.5)" in str(error.value)
   with opened(workdir, force=True, **fields):
     assert config_lib.load(workdir).optim.learning_rate == 0.25
   with opened(workdir, **fields):
@@ -127,14 +127,13 @@ def test_the_size_that_follows_the_last_one_of_training_is_told_how_to_stay(tmp_
     assert config_lib.load(workdir).train.image_sizes == (64, 128)
 
 
-def test_odd_fields_exist_and_leave_the_state_and_the_cases_alone():
+def test_fields_that_force_may_change_leave_the_state_and_the_cases_alone():
   names = [field for field, _ in flatten(resolved())]
-  for odd in ODD_FIELDS:
-    assert any(name.startswith(odd) for name in names), odd
-  odd = {name for name in names if name.startswith(ODD_FIELDS)}
+  forced = {name for name in names if field_of(name).resume == FORCE_ONLY}
+  assert {"optim.learning_rate", "loss.dice.weight", "model.medlitenet.dropout"} <= forced
   for field in ("seed", "precision", "optim.accumulation", "train.batch_size", "eval.image_size"):
-    assert field not in odd
-  assert not [name for name in odd if name.startswith(("preprocess.", "data.synthetic"))]
+    assert field not in forced
+  assert not [name for name in forced if name.startswith(("preprocess.", "data.synthetic"))]
 
 
 def test_what_the_first_weights_had_seen_counts_as_trained_on(tmp_path):
@@ -153,15 +152,6 @@ def test_what_the_first_weights_had_seen_counts_as_trained_on(tmp_path):
   assert read_cases(workdir) == {"train": [*own["train"], *own["val"]], "val": own["val"]}
 
 
-def test_a_run_that_is_older_than_the_record_of_earlier_cases_says_so(tmp_path, caplog):
-  workdir = tmp_path / "run"
-  with opened(workdir, train__start_from="base"):
-    assert read_cases(workdir)["train"] == SOURCES["train"].case_ids and not caplog.records
-  (workdir / "cases.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
-  assert read_cases(workdir) == {"train": ["a"], "val": ["b"]}
-  assert "those cases are not counted" in caplog.text
-
-
 def test_another_run_is_named_before_a_longer_one(tmp_path):
   workdir = started(tmp_path)
   before = contents(workdir)
@@ -175,9 +165,12 @@ def test_another_run_is_named_before_a_longer_one(tmp_path):
 
 def test_a_run_does_not_go_on_with_other_cases(tmp_path):
   workdir = started(tmp_path)
-  (workdir / "cases.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
+  cases = {"train": ["a"], "val": ["b"], "before": []}
+  (workdir / "cases.json").write_text(json.dumps(cases))
   with pytest.raises(InputError, match="other cases"), opened(workdir):
     pass
-  (workdir / "cases.json").write_text("{")
-  with pytest.raises(InputError, match="does not name the cases"), opened(workdir):
-    pass
+  del cases["before"]
+  for text in ("{", json.dumps(cases)):
+    (workdir / "cases.json").write_text(text)
+    with pytest.raises(InputError, match="does not name the cases"), opened(workdir):
+      pass

@@ -86,7 +86,7 @@ def _from_grey(path: Path, grey: np.ndarray, kind: str = "") -> np.ndarray:
   between = counts[SKIN_UP_TO + 1 : LESION_FROM]
   if not counts[LESION_FROM:].any():
     raise _refuse(path, f"{kind}{grey.max()}")
-  lesion = counts[LESION_FROM:].sum()
+  lesion = float(counts[LESION_FROM:].sum())
   if between.sum() > MOST_BETWEEN * grey.size or _is_label(between, lesion, grey.size):
     raise _refuse(path, f"{kind}{SKIN_UP_TO + 1 + between.argmax()}")
   return (grey > 128).astype(np.uint8)
@@ -137,7 +137,7 @@ def _from_colors(path: Path, pixels: np.ndarray) -> np.ndarray:
     typical = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     off = counts.copy()
     off[max(0, typical - COLOR_SPREAD) : typical + COLOR_SPREAD + 1] = 0
-    if off.sum() > MOST_BETWEEN * mask.size or _is_label(off, counts.sum(), mask.size):
+    if off.sum() > MOST_BETWEEN * mask.size or _is_label(off, float(counts.sum()), mask.size):
       raise _refuse(
         path,
         f"more than one colour for lesion, {typical} and {off.argmax()} in "

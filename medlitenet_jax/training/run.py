@@ -1,0 +1,175 @@
+"""What a run is made of before it starts: its length, optimizer, compiled step and batches."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import grain
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import Source
+from medlitenet_jax.data.images.preprocess import Preprocessing
+from medlitenet_jax.data.pipeline import train_batches
+from medlitenet_jax.data.sources import CachedCases
+from medlitenet_jax.system import devices
+from medlitenet_jax.training import optim
+from medlitenet_jax.training.state import TrainState, create_state
+from medlitenet_jax.training.step import create_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How long a run is, and what is due when, counted in batches (micro-steps).
+
+  Attributes:
+    total_steps: batches of the whole run.
+    num_cases: training cases.
+    batch_size: images a batch, over all devices.
+    image_sizes: pixels a side; each is used for an equal share of the run, in this order.
+    log_every_steps: batches between two lines of the log.
+    validate_every_epochs: epochs between two validations.
+  """
+
+  total_steps: int
+  num_cases: int
+  batch_size: int
+  image_sizes: tuple[int, ...]
+  log_every_steps: int
+  validate_every_epochs: int
+
+  @property
+  def epoch_steps(self) -> int:
+    """Batches an epoch, rounded to the nearest whole number, at least 1."""
+    return max(1, round(self.num_cases / self.batch_size))
+
+  def epoch_at(self, step: int) -> float:
+    """Epochs done after `step` batches."""
+    return step * self.batch_size / self.num_cases
+
+  def image_size_at(self, step: int) -> int:
+    """Pixels a side of the images of batch number `step`, counted from 0."""
+    phase = step * len(self.image_sizes) // self.total_steps
+    return self.image_sizes[min(phase, len(self.image_sizes) - 1)]
+
+  def log_due(self, step: int) -> bool:
+    """Whether a line of the log is due after `step` batches."""
+    return self._due(step, self.log_every_steps)
+
+  def validation_due(self, step: int) -> bool:
+    """Whether a validation is due after `step` batches."""
+    return self._due(step, self.validate_every_epochs * self.epoch_steps)
+
+  def _due(self, step: int, every: int) -> bool:
+    return step == self.total_steps or step % every == 0
+
+
+def create_plan(train: ConfigDict, num_cases: int) -> Plan:
+  """Plans a run from `config.train` and the number of training cases."""
+  by_epochs = math.ceil(train.epochs * num_cases / train.batch_size)
+  return Plan(
+    total_steps=train.max_steps or by_epochs,
+    num_cases=num_cases,
+    batch_size=train.batch_size,
+    image_sizes=train.image_sizes,
+    log_every_steps=train.log_every_steps,
+    validate_every_epochs=train.validate_every_epochs,
+  )
+
+
+def create_run_optimizer(
+  optimizer: ConfigDict, total_steps: int
+) -> tuple[optax.MultiSteps, optax.Schedule]:
+  """Builds the optimizer of a run.
+
+  Args:
+    optimizer: `config.optim`.
+    total_steps: batches of the whole run.
+
+  Returns:
+    The optimizer, and its schedule: learning rate by updates done.
+  """
+  schedule = optim.create_schedule(
+    total_steps // optimizer.accumulation,
+    learning_rate=optimizer.learning_rate,
+    final_learning_rate=optimizer.final_learning_rate,
+    warmup_updates=optimizer.warmup_updates,
+  )
+  tx = optim.create_optimizer(
+    schedule,
+    name=optimizer.name,
+    weight_decay=optimizer.weight_decay,
+    momentum=optimizer.momentum,
+    clip_norm=optimizer.clip_norm,
+    accumulation=optimizer.accumulation,
+  )
+  return tx, schedule
+
+
+def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
+  """Opens the training data at the first batch; this process reads its own rows of each batch."""
+  return train_batches(
+    CachedCases(source, config.data.cache_gib * 2**30),
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    image_size_at=plan.image_size_at,
+    preprocessing=Preprocessing(**config.preprocess),
+    policy=AugmentPolicy(**config.augment),
+    num_threads=config.data.num_threads,
+    prefetch_batches=config.data.prefetch_batches,
+    on_device=config.data.augment_on == "device",
+    rows=devices.local_rows(config.train.batch_size),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run is made of.
+
+  Attributes:
+    config: resolved.
+    plan: how long it is.
+    schedule: learning rate by updates done.
+    initialise: () to the state of a new run.
+    step: compiled; (state, batch) to (state, figures), see `create_train_step`.
+    batches: iterator over the training data, see `train_batches`.
+  """
+
+  config: ConfigDict
+  plan: Plan
+  schedule: optax.Schedule
+  initialise: Callable[[], TrainState]
+  step: jax.stages.Wrapped
+  batches: grain.DatasetIterator
+
+
+def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
+  """Prepares a run without touching its folder.
+
+  Args:
+    config: resolved.
+    model: maps normalised [B, S, S, 3] images to {"mask": logits, ...}.
+    source: the training cases.
+
+  Returns:
+    The run, at its beginning.
+
+  Raises:
+    InputError: if a field of the configuration cannot be used.
+  """
+  plan = create_plan(config.train, len(source))
+  tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
+  initialise = functools.partial(
+    create_state,
+    model,
+    tx,
+    seed=config.seed,
+    precision=config.precision,
+    image_size=min(plan.image_sizes),
+  )
+  step = create_train_step(config, model, tx)
+  return Run(config, plan, schedule, initialise, step, create_train_batches(config, source, plan))
