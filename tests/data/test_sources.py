@@ -175,7 +175,7 @@ def test_group_in_two_splits_is_refused_by_name(root):
   assert len(folder_source(root, "train")) == 3  # where nobody says that it is a group
   for split in ("train", "val", "test"):
     line = refusal(root, split, group_column="lesion")
-    assert "lesion 'twin' stands in train and val" in line and "splits.csv" in line
+    assert "lesion 'twin' is in train and val" in line and "splits.csv" in line
 
 
 def test_given_split_holds_where_groups_agree(root):
@@ -266,7 +266,7 @@ def test_names_that_differ_in_case_are_counted_in_a_warning(root, caplog):
     write_case(root, case_id)
   write_splits(root, {**SPLITS, "A": "train", "C": "val"})
   assert list(folder_source(root, "train").case_ids) == ["A", "a", "c", "e"]
-  assert "2 photographs are named as another but for capital letters" in caplog.text
+  assert "2 photographs are named like another one except for upper and lower case" in caplog.text
 
 
 def test_no_warning_without_need(root, caplog):

@@ -133,7 +133,7 @@ def test_every_defect_is_found_by_name_and_nothing_is_changed(tmp_path, capsys):
   assert "flip in val" in what["leakage", "good_2"] and "flipped" in what["leakage", "good_2"]
   assert "again in test" in what["leakage", "good_1"]
   assert "the same pixels" in what["leakage", "good_1"]
-  assert "'P7' stands in train and val" in what["unusable_row", "P7"]
+  assert "'P7' is in train and val" in what["unusable_row", "P7"]
   assert "50x40" in what["size_mismatch", "size"]
   printed = capsys.readouterr().out
   assert all(row["kind"] in printed for row in rows)

@@ -12,7 +12,7 @@ from medlitenet_jax.models.layers import Linear, Pointwise
 
 
 def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
-  """Positional encoding of a grid: sin y, cos y, sin x and cos x get a quarter of the channels each.
+  """Positional encoding of a grid: sin y, cos y, sin x and cos x, a quarter of the channels each.
 
   Positions are relative to the frame (0 to 1), so a place in the photograph keeps its encoding when
   the input size changes, as it does in progressive training.
