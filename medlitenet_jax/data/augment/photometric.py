@@ -109,8 +109,8 @@ def fade_border(image: np.ndarray, mask: np.ndarray, width: float, strength: flo
   grid = min(BORDER_GRID, *size)
   small = cv2.resize(image, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.float32)
   cover = cv2.resize(mask.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-  # For a blurred mask m, 4 m (1 - m) is 1 on a straight border. It has fallen to 1/2 at a distance of
-  # 1.05 times the blur's standard deviation: 4 Phi(x) (1 - Phi(x)) = 1/2.
+  # For a blurred mask m, 4 m (1 - m) is 1 on a straight border. It has fallen to 1/2 at 1.05 times
+  # the blur's standard deviation from it: 4 Phi(x) (1 - Phi(x)) = 1/2.
   sigma = max(width, 1e-6) * grid / 1.05
   reach = 2 * max(1, math.ceil(3 * width * grid)) + 1
   near = cv2.GaussianBlur(cover, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)
@@ -161,7 +161,7 @@ def _dim(image, policy, applied):
   x, y = centres[None, :], centres[:, None]
   light = np.ones(image.shape[:2], np.float32)
   if (draw := applied.get("shadow")) is not None:
-    # The shadow is a large disc with its centre outside the picture.
+    # The shadow of a large round object outside the picture.
     angle, radius = 2 * math.pi * draw[0], 0.9
     away = radius + between((-0.25, 0.35), draw[1])
     depth = between(policy.shadow_depth, draw[2])

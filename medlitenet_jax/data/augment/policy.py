@@ -53,7 +53,7 @@ class AugmentPolicy:
     shadow_depth: fraction of the light that the shadow takes.
     shadow_softness: half the width of the shadow's edge.
     uneven_light_fall: fraction of the light lost between the brightest and the darkest place.
-    skin_tone_density: optical density of melanin in green; above 0 adds melanin, below 0 removes it.
+    skin_tone_density: optical density of melanin in green; above 0 adds, below 0 removes melanin.
     faint_border_width: distance from the lesion's border at which the fading has half its strength;
       it ends at three times this distance.
     faint_border_strength: weight, at the border, of a smooth blend of both sides.

@@ -60,7 +60,7 @@ def test_what_is_not_compared_is_counted_and_the_most_alike_are(monkeypatch):
   thumbnails = [thumbnail(image) for image in (*DRAWINGS, DRAWINGS[7], blurred)]
   every, left_out = near_duplicates(thumbnails, 1)
   assert {pair[:2] for pair in every} == {(7, 12), (3, 13)} and left_out == 0
-  monkeypatch.setattr(duplicates, "MOST_CANDIDATES", 1)
+  monkeypatch.setattr(duplicates, "MAX_CANDIDATES", 1)
   pairs, left_out = near_duplicates(thumbnails, 1)
   assert [pair[:2] for pair in pairs] == [(7, 12)] and left_out >= 1
 

@@ -214,7 +214,7 @@ def test_too_little_memory_is_not_called_a_broken_file(tmp_path, monkeypatch):
 def test_what_is_no_image_is_said_alike_each_time(tmp_path):
   path = tmp_path / "x.jpg"
   path.write_text("this is no photograph")
-  with pytest.raises(InputError, match=r"x\.jpg: in no format that is read; repair or remove it$"):
+  with pytest.raises(InputError, match=r"x\.jpg: not in a supported format; repair or remove it$"):
     read_image(path)
 
 
@@ -224,7 +224,7 @@ def test_a_format_that_is_not_read_is_not_opened_by_another_ending(tmp_path, kin
   path = tmp_path / "x.png"
   Image.fromarray(quadrants()).save(path, kind)
   for read in (image_size, read_image, read_mask):
-    with pytest.raises(InputError, match=r"x\.png: in no format that is read"):
+    with pytest.raises(InputError, match=r"x\.png: not in a supported format"):
       read(path)
 
 
@@ -234,7 +234,7 @@ def test_further_pages_of_a_tiff_are_named_once(tmp_path, caplog):
   pages[0].save(path, save_all=True, append_images=pages[1:])
   for _ in range(2):
     np.testing.assert_array_equal(read_image(path), pages[0])
-  assert caplog.text.count("its first page is read") == 1
+  assert caplog.text.count("only its first page is read") == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -427,7 +427,7 @@ UNCLEAR = {
   ),
   "black on nothing": (
     lambda: Image.fromarray(colored((0, 0, 0, 255), (0, 0, 0, 0))),
-    "only black on a transparent ground",
+    "only black on a transparent background",
   ),
   "palette of a third index": (lambda: indexed(2, 0, {0: BLACK, 2: RED}), "index 2"),
   "palette against its colours": (lambda: indexed(0, 1, {0: RED, 1: BLACK}), "index 0"),

@@ -385,7 +385,7 @@ def test_photographs_of_one_lesion_of_ham10000_stay_together(tmp_path, monkeypat
   lesions = [f"HAM_{number // 3}" for number in range(60)]
   shrink(monkeypatch, "ham10000", all=60)
   ham10000(tmp_path / "raw", lesions)
-  with pytest.raises(InputError, match="HAM10000_metadata is not there"):
+  with pytest.raises(InputError, match="HAM10000_metadata is missing"):
     prepare_set("ham10000", tmp_path / "sets", tmp_path / "raw", SHORT_SIDE)
   rows = "".join(f"{lesion},ISIC_{n:07d}\n" for n, lesion in enumerate(lesions))
   write(tmp_path / "raw" / "HAM10000_metadata.csv", f"lesion_id,image_id\n{rows}".encode())
