@@ -26,8 +26,8 @@ COARSE = 16  # side in pixels for comparing all pairs; 24 and 32 distinguish few
 COARSE_ALIKE = 0.82
 ALIKE_AT_HALF = 0.7
 ALIKE = 0.6
-# Limit on the pairs that are aligned: some minutes on two cores. 10,000 such photographs give 28,000
-# pairs, 25,000 give 175,000.
+# Limit on the pairs that are aligned: some minutes on two cores. 10,000 such photographs give
+# 28,000 pairs, 25,000 give 175,000.
 MAX_CANDIDATES = 200_000
 MAX_SHIFT = 6  # largest shift tried before the alignment, in pixels at half the thumbnail's size
 MIN_OVERLAP = 0.6  # fraction of the frame that must be visible in both

@@ -141,7 +141,7 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     if unpaired or len(images) != part.cases:
       named = f"; unpaired: {', '.join(unpaired[:3])}" if unpaired else ""
       raise InputError(
-        f"{self.name} {name}: the set has {part.cases} photographs and as many masks, but there are "
+        f"{self.name} {name}: the set has {part.cases} photographs and masks, but there are "
         f"{len(images)} and {len(masks)}{named}; fetch {part.images[0].name} and "
         f"{part.masks[0].name} again"
       )

@@ -105,7 +105,7 @@ class Isic2016(LesionSet):
 
 
 class Ph2(LesionSet):
-  """PH2, all of it `test`, as it is used in papers. Published as .rar; unpack it first."""
+  """PH2, all of it `test`, for networks trained elsewhere. Published as .rar; unpack it first."""
 
   _FOLDER = (Archive("PH2 Dataset images"),)
   PARTS: ClassVar[Mapping[str, Part]] = {

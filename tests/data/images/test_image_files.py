@@ -543,7 +543,7 @@ def test_sixteen_bits_have_a_limit_of_their_own(tmp_path, monkeypatch):
   cv2.imwrite(str(tmp_path / "y.png"), np.zeros((11, 10), np.uint8))
   assert image_size(tmp_path / "y.png") == (11, 10)
   for read in (image_size, read_image, read_mask):
-    with pytest.raises(InputError, match="more than the 100"):
+    with pytest.raises(InputError, match="more than the limit of 100"):
       read(tmp_path / "x.png")
 
 

@@ -47,7 +47,7 @@ def test_names_that_climb_out_are_only_names(tmp_path):
 def test_a_member_that_declares_too_much_is_not_unpacked(tmp_path):
   path = pack(tmp_path / "set.zip", {"ISIC_0000001.jpg": bytes(1000)})
   patched(path, b"PK\1\2", 24, struct.pack("<I", 2**31))
-  assert "larger than the 512 MiB" in refusal(path)
+  assert "larger than the limit of 512 MiB" in refusal(path)
 
 
 @pytest.mark.parametrize("declared", [10, 5000])

@@ -1,4 +1,4 @@
-"""Public sets: laid out as they are handed out, from generated photographs."""
+"""Public sets in their published layout, made from generated photographs."""
 
 import dataclasses
 import functools
@@ -212,9 +212,9 @@ def test_no_tensorflow_is_loaded(isic2018, tmp_path):
     ("ISIC2018_Task1_Test_GroundTruth", "lacks ISIC2018_Task1_Test_GroundTruth "),
     (
       "ISIC2018_Task1_Training_GroundTruth/ISIC_0000002_segmentation.png",
-      "4 and 3 are there; without the other: ISIC_0000002",
+      "there are 4 and 3; unpaired: ISIC_0000002",
     ),
-    ("ISIC2018_Task1-2_Validation_Input/ISIC_0000005.jpg", "1 and 2 are there"),
+    ("ISIC2018_Task1-2_Validation_Input/ISIC_0000005.jpg", "there are 1 and 2"),
   ],
 )
 def test_missing_files_are_refused_by_name(isic2018, tmp_path, remove, says):
@@ -434,7 +434,7 @@ def test_the_whole_of_isic2018_is_prepared_and_read_from_the_command_line(tmp_pa
     [*command[:-1], "--config.data.working_size=40"], cwd=ROOT, capture_output=True, text=True
   )
   assert run.returncode == 2
-  assert "without the other: ISIC_0003000" in run.stderr
+  assert "unpaired: ISIC_0003000" in run.stderr
   assert run.stderr.strip().splitlines()[-1].startswith("launch.py: error: ")
   assert "Traceback" not in run.stderr
 
