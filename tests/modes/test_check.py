@@ -156,7 +156,7 @@ def test_clean_folder_has_no_problem(tmp_path, capsys):
   fractions = train["lesion_fraction"]
   assert fractions["0.5"] == pytest.approx(np.median([m.mean() for m in masks]), abs=1e-4)
   assert fractions["1"] == pytest.approx(max(m.mean() for m in masks), abs=1e-4)
-  assert "Nothing to complain of" in capsys.readouterr().out
+  assert "No problems found" in capsys.readouterr().out
 
 
 def test_what_training_refuses_first_is_among_the_problems(tmp_path):

@@ -257,7 +257,7 @@ def test_one_case_without_borders_without_groups_without_curves(tmp_path, undefi
   summary["worst"] = []
   page = Page(written(tmp_path, summary, rows, {"Best": [], "Worst": [made_up_case(rows[0])]}))
   assert "1 case," in page.text and "0 (1 undefined)" in page.text
-  assert "HD95 (px): no case has it" in page.text and f"HD95 {EMPTY}" in page.text
+  assert "HD95 (px): undefined in all cases" in page.text and f"HD95 {EMPTY}" in page.text
   assert "Best None." in page.text
   assert "nan" not in page.text.lower() and "Effect of each step" not in page.text
   assert "Training" not in page.text
@@ -277,7 +277,7 @@ def test_charts_of_training_are_those_that_have_points(tmp_path):
 def test_names_are_links_to_the_first_place_where_the_case_is_shown(tmp_path):
   rows = made_up_rows()
   shown = [made_up_case(row) for row in rows[2:4]]
-  summary = made_up_summary(rows)  # the worst are 2 to 5, those to be looked at 0 to 3
+  summary = made_up_summary(rows)  # the worst are 2 to 5, those for review 0 to 3
   page = Page(written(tmp_path, summary, rows, {"Best": shown, "Worst": shown[::-1]}))
   places = [a["id"] for a in page.of("figure") if "id" in a]
   links = [a["href"][1:] for a in page.of("a") if a["href"].startswith("#case-")]
