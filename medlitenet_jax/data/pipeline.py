@@ -75,15 +75,7 @@ def train_batches(
   def prepare(position: int, case: Case) -> dict[str, Any]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
     image_size = image_size_at(position // batch_size)
-    clean = preprocessing(case.image)
-    same = clean.shape == case.image.shape
-    mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
-    if on_device:
-      views = pack_view(rng, clean, mask, image_size, policy)
-      return {"views": views, "targets": case.targets, "case_id": case.case_id}
-    image, mask = augment(rng, clean, mask, image_size, policy)
-    targets = {**case.targets, "mask": mask[..., None]}
-    return {"image": image, "targets": targets, "case_id": case.case_id}
+    return _augmented(rng, case, image_size, preprocessing, policy, on_device)
 
   def read(step: int, indices: np.ndarray) -> dict:
     cases = [prepare(step * batch_size + row, source[int(indices[row])]) for row in rows]
@@ -97,11 +89,33 @@ def train_batches(
     .repeat()
     .batch(batch_size, drop_remainder=True)
     .map_with_index(read)
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
-    )
   )
-  return iter(dataset)
+  return _iterate(dataset, num_threads, prefetch_batches)
+
+
+def _augmented(
+  rng: np.random.Generator,
+  case: Case,
+  image_size: int,
+  preprocessing: Preprocessing,
+  policy: AugmentPolicy,
+  on_device: bool,
+) -> dict[str, Any]:
+  """One row of a training batch."""
+  clean = preprocessing(case.image)
+  same = clean.shape == case.image.shape
+  mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
+  if on_device:
+    views = pack_view(rng, clean, mask, image_size, policy)
+    return {"views": views, "targets": case.targets, "case_id": case.case_id}
+  image, mask = augment(rng, clean, mask, image_size, policy)
+  targets = {**case.targets, "mask": mask[..., None]}
+  return {"image": image, "targets": targets, "case_id": case.case_id}
+
+
+def _iterate(dataset, num_threads: int, prefetch_batches: int) -> grain.DatasetIterator:
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
+  return iter(dataset.to_iter_dataset(options))
 
 
 def eval_batches(
@@ -149,10 +163,5 @@ def eval_batches(
         filled[place] = at_size[size]
     return EvalBatch(images, [case for case, _ in shrunk])
 
-  return iter(
-    grain.MapDataset.range(-(-len(source) // batch_size))
-    .map(lambda step: read(int(step)))
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
-    )
-  )
+  steps = grain.MapDataset.range(-(-len(source) // batch_size))
+  return _iterate(steps.map(lambda step: read(int(step))), num_threads, prefetch_batches)

@@ -48,10 +48,7 @@ def measure_lesion(
   Raises:
     ValueError: if mask is not [H, W] uint8 of 0 and 1 or mm_per_pixel is not above 0.
   """
-  if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1:
-    raise ValueError(f"mask {mask.shape} {mask.dtype} must be [H, W] uint8 of 0 and 1")
-  if mm_per_pixel is not None and not mm_per_pixel > 0:
-    raise ValueError(f"mm_per_pixel is {mm_per_pixel} but must be above 0")
+  _check_arguments(mask, mm_per_pixel)
   area, regions = cv2.countNonZero(mask), 0
   length = largest = smallest = 0.0
   asymmetry = irregularity = None
@@ -83,6 +80,13 @@ def measure_lesion(
     row["largest_diameter_mm"] = largest * mm_per_pixel
     row["smallest_diameter_mm"] = smallest * mm_per_pixel
   return row
+
+
+def _check_arguments(mask: np.ndarray, mm_per_pixel: float | None) -> None:
+  if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1:
+    raise ValueError(f"mask {mask.shape} {mask.dtype} must be [H, W] uint8 of 0 and 1")
+  if mm_per_pixel is not None and not mm_per_pixel > 0:
+    raise ValueError(f"mm_per_pixel is {mm_per_pixel} but must be above 0")
 
 
 def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:

@@ -53,7 +53,7 @@ def write_case(images, masks, case_id, number, suffix="_segmentation"):
 
 
 def shrink(monkeypatch, name, **cases):
-  """Has a set be complete with few cases, and without the published checksums."""
+  """Makes a set complete with few cases and without the published checksums."""
 
   def small(part, count):
     unchecked = {
@@ -85,7 +85,7 @@ def isic2018(monkeypatch, tmp_path):
 
 
 def pack(folder, to):
-  """Zips every folder in a folder, as the challenge does, with what a Mac adds."""
+  """Zips each subfolder, as the challenge does, with the extra files that a Mac adds."""
   to.mkdir()
   for unpacked in folder.iterdir():
     with zipfile.ZipFile(to / f"{unpacked.name}.zip", "w") as packed:
@@ -103,7 +103,7 @@ def files_of(folder):
   }
 
 
-def test_a_set_is_read_as_it_was_handed_out(isic2018, tmp_path):
+def test_a_set_is_read_as_published(isic2018, tmp_path):
   builder = prepare_set("isic2018", tmp_path / "sets", isic2018, SHORT_SIDE)
   assert {s: len(PreparedSource(builder, s, True)) for s in ("train", "val", "test")} == {
     "train": 4,
