@@ -36,19 +36,19 @@ DIFFICULTIES = {  # {column of `cases.csv`: (label, factor that the values are m
 }
 TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 TERMS = {
-  "TP, FP, FN, TN": "pixels of a case: lesion found, skin called lesion, lesion missed, skin left "
-  "alone. A ratio with nothing in its denominator is 1.",
+  "TP, FP, FN, TN": "numbers of pixels of a case: lesion found, skin called lesion, lesion missed, "
+  "skin called skin. A ratio with a denominator of 0 is 1.",
   "Dice": "2 TP / (2 TP + FP + FN).",
   "IoU": "TP / (TP + FP + FN), also called Jaccard index.",
   "Accuracy": "(TP + TN) / all pixels.",
   "Sensitivity": "TP / (TP + FN), the share of the lesion that was found.",
-  "Specificity": "TN / (TN + FP), the share of the skin that was left alone.",
+  "Specificity": "TN / (TN + FP), the share of the skin that was called skin.",
   "Threshold Jaccard": "IoU of a case, or 0 where it is under 0.65.",
   "HD95": "95th percentile of the distances from each border pixel of either mask to the nearest "
   "one of the other, in pixels of the photograph. Undefined where one mask is empty.",
   "ASSD": "mean of the same distances, in pixels of the photograph. Undefined where one mask is "
   "empty.",
-  "Boundary F": "harmonic mean of the share of the predicted border that lies near the true one "
+  "Boundary F": "harmonic mean of the share of the predicted border that is near the true one "
   f"and the share the other way round; near is {100 * BOUNDARY_TOLERANCE:g} % of the photograph's "
   "diagonal.",
   "Mean ± standard deviation": "over cases; the deviation is that of the cases, not of the mean.",

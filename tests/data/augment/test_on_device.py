@@ -69,6 +69,16 @@ def test_photographs_larger_than_the_canvas_or_smaller_than_the_view_give_the_sa
   assert_alike(pairs([(300, 420), (60, 80)]), NOISELESS, 2.0)
 
 
+@pytest.mark.parametrize("name", ["canvas", "matrix", "offset", "bend", "gamma"])
+def test_arrays_that_would_broadcast_are_refused(name):
+  (pair,) = pairs([(60, 80)])
+  view = pack_view(np.random.default_rng(0), *pair, SIZE, POLICY)
+  batch = {key: np.stack([value] * 2) for key, value in view.items()}
+  batch[name] = batch[name][:1] if name != "canvas" else batch[name][..., :3]
+  with pytest.raises(AssertionError, match="assert_shape"):
+    jax.eval_shape(lambda arrays: unpack_views(arrays, POLICY), batch)
+
+
 def test_nothing_drawn_is_the_resize_of_evaluation():
   plain = dataclasses.replace(POLICY, enabled=False)
   assert_alike(pairs([(192, 192), (60, 80)]), plain, 0.5, pixels=0.002)
