@@ -4,9 +4,9 @@ The members are the released weights:
 
     python launch.py --config=configs/ensemble.py --mode=evaluate --workdir=runs/ensemble
 
-Runs of your own take their place by `--config.ensemble.members="('runs/one','runs/other')"`. Each
-member is rebuilt from the configuration that lies in its folder or file, and sees the size of image
-and computes in the precision that it was trained with.
+Use your own runs with `--config.ensemble.members="('runs/one','runs/other')"`. Each member is
+rebuilt from the configuration in its folder or file, and keeps the image size and the precision of
+its training.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""What makes a photograph hard, put into easy ones: hairs, rulers, poor light, faint borders.
+"""Augmentations that make photographs harder: hairs, rulers, poor light, faint borders.
 
 python launch.py --config=configs/hard_cases.py
 """
@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-  """Returns the base recipe with the augmentations for the paper's named difficulties on."""
+  """Returns the base recipe with augmentations for the difficulties that the paper names."""
   config = base.get_config()
   config.augment.hairs_probability = 0.25
   config.augment.ruler_probability = 0.1

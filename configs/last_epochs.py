@@ -1,11 +1,11 @@
-"""The last epochs of a training, on photographs as they are but for flips.
+"""Fine-tunes trained weights on photographs without augmentation except flips.
 
     python launch.py --config=configs/last_epochs.py --config.train.start_from=WEIGHTS \
       --config.data.root=FOLDER --workdir=runs/last_epochs
 
-WEIGHTS are those of a network that has long learned from crops, turns and other lights; here it
-gets used to what it will see. Where that goes on for too long it overfits and Dice on `val` falls
-again, so the best checkpoint counts. `docs/ablations.md` has what it gains.
+WEIGHTS are those of a network trained with crops, rotations and changes of light; this adapts it to
+unchanged photographs. Too many epochs overfit and lower the Dice on `val`, so use the best
+checkpoint. `docs/ablations.md` has the gain.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from configs import released
 
 
 def get_config() -> ConfigDict:
-  """Returns the released weights' recipe for six epochs at 192x192, flips alone."""
+  """Returns the released weights' recipe for six epochs at 192x192, with flips only."""
   config = released.get_config()
   for name in config.augment:
     if name.endswith("_probability") and not name.startswith("flip"):

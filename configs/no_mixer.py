@@ -12,7 +12,7 @@ from configs import released
 
 
 def get_config() -> ConfigDict:
-  """Returns that recipe with the encoder's last stage handed to the ASPP as it is."""
+  """Returns that recipe with the encoder's last stage fed directly to the ASPP."""
   config = released.get_config()
   config.model.medlitenet.mixer = False
   return config

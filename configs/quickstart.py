@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-  """Returns the base recipe made short: small pictures, few steps, a fast average."""
+  """Returns a short version of the base recipe: small pictures, few steps, a fast EMA."""
   config = base.get_config()
   config.data.source = "synthetic"
   config.data.synthetic.image_size = 160

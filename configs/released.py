@@ -1,10 +1,10 @@
-"""What the released weights are trained with: the paper's network and loss, more and larger steps.
+"""The recipe of the released weights: the paper's network and loss, with more and larger steps.
 
     python launch.py --config=configs/released.py --config.data.root=FOLDER --workdir=runs/released
 
-`docs/ablations.md` says what was tried to find it. The other variants by their
-`--config.model.variant=NAME`; fine_boundary with `--config.loss.bce.boundary_weight=2.0` besides.
-`docs/results.md` has the commands, and from what `base` went on.
+`docs/ablations.md` has the experiments behind it. Train the other variants with
+`--config.model.variant=NAME`, and fine_boundary also with `--config.loss.bce.boundary_weight=2.0`.
+`docs/results.md` has the commands, and the weights that `base` was started from.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-  """Returns the base recipe with an update every eight images, for some hours on two CPU cores."""
+  """Returns the base recipe with an update every eight images: some hours on two CPU cores."""
   config = base.get_config()
   config.data.source = "folder"
   config.optim.accumulation = 1

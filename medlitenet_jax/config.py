@@ -1,4 +1,4 @@
-"""What a run's configuration means: resolved for the platform, checked, saved and compared."""
+"""Resolves a run's configuration for the platform, and checks, saves and compares it."""
 
 import dataclasses
 import functools
@@ -25,42 +25,41 @@ from medlitenet_jax.system.files import read_json, replace_file
 from medlitenet_jax.system.rules import Rule, number, one_of, some_of, whole
 
 CONFIG_FILE = "config.json"
-LARGEST_SIDE = 8192  # pixels; more fits no memory
+LARGEST_SIDE = 8192  # pixels; no memory holds more
 _INT32 = 2**31 - 1
-# What a run may be resumed with other values of.
-FREE = "free"  # touches neither what is learned nor which checkpoint is best
-# What was learned stays of use, but what comes is learned otherwise: the run is no longer that of
-# any one recipe, so --force has to be given.
+# Whether a run may be resumed with another value of a field.
+FREE = "free"  # yes: affects neither training nor the choice of the best checkpoint
+# Only with --force: training can continue, but the run no longer follows a single recipe.
 FORCE_ONLY = "force only"
-# The network, the precision and the seed make another state; the data, its preprocessing and the
-# size of a batch put other cases behind the saved position; accumulation holds a half-done update;
-# and eval.image_size would compare scores that are not of one kind.
+# No. Network, precision and seed change the state. Data, preprocessing and batch size change which
+# cases follow the saved position. accumulation may have a partial update. A new eval.image_size
+# would compare scores of different kinds.
 FIXED = "fixed"
 
 
 class Field(NamedTuple):
-  """What is known of a field of the configuration.
+  """Rules for a field of the configuration.
 
   Attributes:
-    rule: what it takes; None where whoever reads it checks it.
-    resume: whether a run may go on with another value: `FREE`, `FORCE_ONLY` or `FIXED`.
+    rule: checks the value; None if the code that reads the field checks it.
+    resume: whether a run may be resumed with another value: `FREE`, `FORCE_ONLY` or `FIXED`.
   """
 
   rule: Rule | None = None
   resume: str = FIXED
 
 
-# One row a field; the first that matches is its own. A row with a star is of many fields; their
-# rules stand beside what reads them: `Preprocessing`, `AugmentPolicy`, networks, loss terms.
+# One row per field; the first pattern that matches counts. Fields matched by a star are checked by
+# the code that reads them: `Preprocessing`, `AugmentPolicy`, networks, loss terms.
 FIELDS: dict[str, Field] = {
   "seed": Field(whole(0, 2**32 - 1)),
   "precision": Field(one_of(("auto", *DTYPES))),
   "data.source": Field(),
-  "data.root": Field(resume=FREE),  # that it still holds the same cases is checked apart
+  "data.root": Field(resume=FREE),  # whether it has the same cases is checked separately
   "data.raw": Field(resume=FREE),
   "data.working_size": Field(whole(32, LARGEST_SIDE)),
   "data.mask_suffix": Field(
-    Rule(lambda v: not set(v) & set("/\\"), "the end of a file's name, without folder")
+    Rule(lambda v: not set(v) & set("/\\"), "the end of a file name, without a folder")
   ),
   "data.group_column": Field(
     Rule(lambda v: v not in ("id", "split"), "a column of splits.csv other than id and split")
@@ -74,7 +73,7 @@ FIELDS: dict[str, Field] = {
   "data.prefetch_batches": Field(whole(1, 1024), FREE),
   "data.cache_gib": Field(number(least=0), FREE),
   "data.augment_on": Field(one_of(("platform", "host", "device")), FORCE_ONLY),
-  # More drawings than a million would be the same pictures for two splits.
+  # The splits' pictures are numbered a million apart; more would overlap.
   "data.synthetic.num_train": Field(whole(0, 1_000_000)),
   "data.synthetic.num_val": Field(whole(0, 1_000_000)),
   "data.synthetic.num_test": Field(whole(0, 1_000_000)),
@@ -124,7 +123,7 @@ FIELDS: dict[str, Field] = {
   "benchmark.rounds": Field(whole(1, 1_000_000), FREE),
   "benchmark.compare_plain": Field(resume=FREE),
 }
-# Fields that an evaluation may set anew.
+# Fields that an evaluation may override.
 EVALUATION_FIELDS = (
   *("data.", "eval.", "ensemble.", "benchmark.", "precision", "model.form", "model.remat"),
 )
@@ -133,28 +132,28 @@ NOT_ARCHITECTURE = (
   "model.remat",
   "model.*.dropout",
 )  # a trained network ignores them
-# Fields that are resolved for the machine at hand and mean nothing on another.
-_OF_A_MACHINE = {"data.num_threads": 0, "data.prefetch_batches": 0}
-BENCHMARK_SIZES = (256, 512)  # pixels; of a benchmark that is told none
+# Fields that are resolved for one machine, with the value that resolves them for another.
+_PER_MACHINE = {"data.num_threads": 0, "data.prefetch_batches": 0}
+BENCHMARK_SIZES = (256, 512)  # pixels; the defaults of benchmark.image_sizes
 
 
 def field_of(name: str) -> Field:
-  """The row of a field by its dotted name; an unknown one has no rule and is `FIXED`."""
+  """The row of `FIELDS` for a dotted name; an unknown field has no rule and is `FIXED`."""
   return next((row for pattern, row in FIELDS.items() if fnmatchcase(name, pattern)), Field())
 
 
 def resolve(config: ConfigDict, platform: str) -> ConfigDict:
-  """Replaces every "auto", None and 0-for-default by the value it stands for, and checks the rest.
+  """Replaces "auto", None and 0 by the defaults they stand for, and checks all values.
 
   Args:
-    config: as a file in `configs/` gives it, with the command line's overrides.
+    config: from a file in `configs/`, with the command line's overrides.
     platform: "cpu", "gpu" or "tpu".
 
   Returns:
     A locked copy.
 
   Raises:
-    InputError: names the field whose value cannot be used and says what it takes.
+    InputError: names the field with an invalid value and says which values are valid.
   """
   tree = config.copy_and_resolve_references().to_dict()
   config = ConfigDict(_lists_to_tuples(tree))
@@ -163,13 +162,13 @@ def resolve(config: ConfigDict, platform: str) -> ConfigDict:
   except (KeyError, AttributeError, TypeError) as error:
     reason = str(error.args[0] if error.args else error).splitlines()[0]
     raise InputError(
-      f"the configuration lacks a field or has one of another type ({reason}); configs/base.py has "
-      "all of them"
+      f"the configuration lacks a field or has one of the wrong type ({reason}); configs/base.py "
+      "has all of them"
     ) from error
 
 
 def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
-  # A member of an ensemble has its own precision, and its own size of image.
+  # Each member of an ensemble keeps its own precision and image size.
   if config.precision == "auto" and not config.ensemble.members:
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   with config.ignore_type():
@@ -217,7 +216,7 @@ def _check_sizes(field: str, values, sizes: Sizes) -> None:
 
 
 def _check(config: ConfigDict) -> None:
-  """Refuses values that no run can be made of, naming the field."""
+  """Raises InputError for invalid values, naming the field."""
   for name, value in flatten(config):
     if (rule := field_of(name).rule) is not None:
       rule.check(f"config.{name}", value)
@@ -226,13 +225,13 @@ def _check(config: ConfigDict) -> None:
       raise InputError(f"config.{name} takes finite numbers, not {value!r:.80}")
   if config.eval.threshold and config.eval.hysteresis_low >= config.eval.threshold:
     raise InputError(
-      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under "
+      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must be lower than "
       f"config.eval.threshold, which is {config.eval.threshold!r}"
     )
   if config.data.val_fraction + config.data.test_fraction > 1:
     raise InputError(
-      f"config.data.val_fraction is {config.data.val_fraction!r}; it must leave room for "
-      f"config.data.test_fraction, which is {config.data.test_fraction!r}"
+      f"config.data.val_fraction is {config.data.val_fraction!r}; with config.data.test_fraction, "
+      f"which is {config.data.test_fraction!r}, it must not exceed 1"
     )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")
@@ -248,7 +247,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-  """Fields that make `new` another run than `old`, with both values; None where a side has none."""
+  """Fields that differ and are not `FREE`: {field: (old value, new value)}, None if missing."""
   before, after = dict(flatten(old)), dict(flatten(new))
   return {
     field: (before.get(field), after.get(field))
@@ -258,37 +257,37 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 
 def refuse_other_version(workdir: Path, saved: ConfigDict, asked: ConfigDict) -> None:
-  """Refuses to go on with a run whose configuration has other fields than today's.
+  """Refuses to resume a run whose configuration has other fields than this version's.
 
   Args:
     workdir: folder of the run.
-    saved: its configuration.
-    asked: resolved.
+    saved: the run's configuration.
+    asked: the new configuration, resolved.
 
   Raises:
-    InputError: names a field that one of them lacks, or that has another type. That two networks
-      have different fields is no matter of the version.
+    InputError: names a field that one of them lacks, or whose type differs. Fields of two different
+      networks are not compared.
   """
   before, now = dict(flatten(saved)), dict(flatten(asked))
   same_network = saved.model.get("name") == asked.model.name
-  odd = {f for f in before.keys() ^ now.keys() if same_network or not f.startswith("model.")}
-  odd |= {f for f in before.keys() & now.keys() if not _same_type(before[f], now[f])}
-  if odd:
+  changed = {f for f in before.keys() ^ now.keys() if same_network or not f.startswith("model.")}
+  changed |= {f for f in before.keys() & now.keys() if not _same_type(before[f], now[f])}
+  if changed:
     raise InputError(
-      f"{workdir / CONFIG_FILE}: config.{min(odd)} is not as this version has it, so another one "
-      "made the run, or the file was changed; go on with that version, or choose another --workdir"
+      f"{workdir / CONFIG_FILE}: config.{min(changed)} does not fit this version, so another one "
+      "made the run, or the file was changed; use that version, or choose another --workdir"
     )
 
 
 def _same_type(value: Any, like: Any) -> bool:
-  """Whether a value can stand where another does."""
+  """Whether a value can replace another; an int can replace a float."""
   if isinstance(like, float):
     return type(value) in (int, float)
   return type(value) is type(like)
 
 
 def _with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-  """A copy with more fields, given by their dotted names; not locked."""
+  """An unlocked copy with fields, given by dotted names, added or replaced."""
   tree = config.to_dict()
   for field, value in fields.items():
     *sections, name = field.split(".")
@@ -298,12 +297,12 @@ def _with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) -> None:
-  """Refuses to evaluate a run under a recipe of another network.
+  """Refuses to evaluate a run with the recipe of another network.
 
   Args:
     workdir: folder of the run.
-    saved: its configuration.
-    asked: the recipe's, resolved.
+    saved: the run's configuration.
+    asked: the recipe's configuration, resolved.
 
   Raises:
     InputError: names a field of the model that differs.
@@ -317,34 +316,34 @@ def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) ->
   if changed:
     field, (old, new) = min(changed.items())
     raise InputError(
-      f"{workdir}: holds a network with config.{field}={old!r}, and --config describes one with "
-      f"{new!r}; leave --config out, for evaluation rebuilds the network from the workdir"
+      f"{workdir}: has a network with config.{field}={old!r}, but --config describes one with "
+      f"{new!r}; leave --config out, since evaluation rebuilds the network from the workdir"
     )
 
 
 def for_evaluation(
   saved: ConfigDict, overrides: Mapping[str, Any], platform: str, recipe: ConfigDict
 ) -> ConfigDict:
-  """The configuration that a workdir's network is evaluated with.
+  """The configuration for evaluating a workdir's network.
 
   Args:
-    saved: of the workdir.
+    saved: the workdir's configuration.
     overrides: fields given on the command line, by dotted name.
-    platform: as in `resolve`.
-    recipe: gives the fields that did not exist when the network was trained; preprocessing that did
-      not exist was not done. How many threads read is resolved anew.
+    platform: see `resolve`.
+    recipe: supplies fields that did not exist when the network was trained, except preprocessing,
+      which is off if it did not exist. The number of threads is resolved again.
 
   Returns:
-    `saved` with those of the overrides that leave the network as it was trained; locked.
+    `saved` with the overrides; locked.
 
   Raises:
-    InputError: if an override would make another network, or its value cannot be used.
+    InputError: if an override would change the trained network, or its value is not valid.
   """
   try:
     known = dict(flatten(saved))
     later = {**dict(flatten(recipe)), **_without_preprocessing(), **known}
     missing = {f: v for f, v in later.items() if f not in known and not f.startswith("model.")}
-    config = _with_fields(saved, {**missing, **_OF_A_MACHINE})
+    config = _with_fields(saved, {**missing, **_PER_MACHINE})
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):
         config.update_from_flattened_dict({field: value})
@@ -357,7 +356,7 @@ def for_evaluation(
   except (KeyError, AttributeError, TypeError) as error:
     raise InputError(
       f"the configuration of the trained network lacks a field ({str(error).splitlines()[0]}); it "
-      "was made by another version of this project, so use that one"
+      "was made by another version of this project, so use that version"
     ) from error
 
 
@@ -372,7 +371,7 @@ def save(config: ConfigDict, workdir: Path) -> None:
 
 
 def load(workdir: Path) -> ConfigDict:
-  """Reads the resolved configuration that a workdir was made with.
+  """Reads the resolved configuration of a workdir.
 
   Args:
     workdir: folder of a run.
@@ -381,7 +380,7 @@ def load(workdir: Path) -> ConfigDict:
     A locked ConfigDict.
 
   Raises:
-    InputError: if there is no such file or it is not a configuration.
+    InputError: if the file is missing or not a configuration.
   """
   path = workdir / CONFIG_FILE
   try:
@@ -396,12 +395,12 @@ def load(workdir: Path) -> ConfigDict:
 
 
 def from_tree(tree: Mapping[str, Any]) -> ConfigDict:
-  """The configuration that JSON holds, locked."""
+  """A locked configuration from parsed JSON."""
   return ConfigDict(_lists_to_tuples(tree)).lock()
 
 
 def _lists_to_tuples(tree):
-  """JSON has no tuples; the configuration has no lists."""
+  """Converts lists to tuples: JSON has no tuples, the configuration no lists."""
   if isinstance(tree, dict):
     return {name: _lists_to_tuples(value) for name, value in tree.items()}
   return tuple(tree) if isinstance(tree, list) else tree

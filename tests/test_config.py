@@ -421,7 +421,7 @@ def test_a_run_of_another_version_is_refused_in_a_line(tmp_path, field):
   one, other = resolved().to_dict(), resolved()
   del functools.reduce(lambda tree, name: tree[name], path, one)[leaf]
   for saved, asked in ((ConfigDict(one), other), (other, ConfigDict(one))):
-    with pytest.raises(InputError, match=f"config.{field} is not as this version") as error:
+    with pytest.raises(InputError, match=f"config.{field} does not fit this version") as error:
       refuse_other_version(tmp_path, saved, asked)
     assert len(str(error.value).splitlines()) == 1
   refuse_other_version(tmp_path, other, resolved())

@@ -1,1 +1,1 @@
-"""Photographs and their masks: where they come from and how they reach the network."""
+"""Photographs and their masks: sources, splits, augmentation and batches."""

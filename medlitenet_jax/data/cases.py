@@ -1,4 +1,4 @@
-"""What a case is: a photograph and its truth, and a sequence of them."""
+"""A case, which is a photograph with its ground truth, and sequences of cases."""
 
 import dataclasses
 import hashlib
@@ -7,21 +7,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-MASK_SUFFIX = "_segmentation"  # of the masks that are written, as the ISIC challenge takes them
+MASK_SUFFIX = "_segmentation"  # ends the names of written masks, as in the ISIC challenge
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One photograph and its truth.
+  """One photograph and its ground truth.
 
   Attributes:
-    index: place of the case in its source.
-    case_id: name of the photograph without its ending.
-    image: [H, W, 3] uint8 RGB at its own size, or at the working size of a prepared set.
-    mask: [H, W] uint8, 0 or 1; of the size of `image` where it is learnt from, of the photograph's
-      own where it is scored by.
-    targets: whatever else is to be learned of the case as a whole, numbers or arrays by name, the
-      same names in every case of a source. Augmentation leaves it as it is.
+    index: position of the case in its source.
+    case_id: file name of the photograph without suffix.
+    image: [H, W, 3] uint8 RGB at its original size, or at the working size of a prepared set.
+    mask: [H, W] uint8, 0 or 1; at the size of `image` for training, at the photograph's original
+      size for scoring.
+    targets: further targets of the whole case, numbers or arrays by name, with the same names in
+      every case of a source. Augmentation does not change them.
   """
 
   index: int
@@ -32,7 +32,7 @@ class Case:
 
 
 class Source(Protocol):
-  """A sequence of cases with their names known beforehand."""
+  """A sequence of cases whose names are known before they are read."""
 
   @property
   def case_ids(self) -> Sequence[str]:
@@ -46,7 +46,7 @@ class Source(Protocol):
 
 
 class Photographs(Protocol):
-  """A sequence of photographs without truth: anything with an `image`, [H, W, 3] uint8."""
+  """A sequence of photographs without ground truth: items with an `image`, [H, W, 3] uint8."""
 
   def __len__(self) -> int:
     """Number of photographs."""
@@ -56,12 +56,12 @@ class Photographs(Protocol):
 
 
 def split_hash(case_ids: Sequence[str]) -> str:
-  """Fingerprint of a split: equal for the same cases in whatever order.
+  """Fingerprint of a split: equal for the same cases in any order.
 
   Args:
     case_ids: names of the cases.
 
   Returns:
-    First 16 hexadecimal digits of the SHA-256 of the sorted names, one a line.
+    The first 16 hexadecimal digits of the SHA-256 of the sorted names, one per line.
   """
   return hashlib.sha256("\n".join(sorted(case_ids)).encode()).hexdigest()[:16]

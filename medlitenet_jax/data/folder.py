@@ -1,7 +1,6 @@
-"""A folder of anyone's photographs and masks: what is in it, how it pairs, and what is wrong.
+"""A user's folder of photographs and masks: pairs the files and finds problems.
 
-The folder is looked through once, for two readers: training refuses the first problem of its split,
-and `--mode=check` lists them all.
+Training stops at the first problem of its split; `--mode=check` lists all of them.
 """
 
 import collections
@@ -15,7 +14,7 @@ from medlitenet_jax.data.images.mask_values import UnclearMaskError
 from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE, SplitRule, assign_splits
 from medlitenet_jax.system.errors import InputError
 
-# Whether each kind of problem stops training; what comes first is refused first.
+# Whether each kind of problem stops training. Training reports the earliest kind in this order.
 STOPS_TRAINING = {
   "unusable_row": True,  # of splits.csv; also a group in more than one split
   "empty_split": True,
@@ -35,13 +34,13 @@ STOPS_TRAINING = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """Something about a data set that a person should know.
+  """A problem of a data set.
 
   Attributes:
-    kind: a word for it.
-    name: of the case, file or group.
-    split: that it concerns; "" for all.
-    what: one line that says what is wrong and, where something must be done, what.
+    kind: a key of `STOPS_TRAINING`.
+    name: the case, file or group with the problem.
+    split: the affected split; "" for all.
+    what: one line that says what is wrong and, if necessary, what to do.
     stops_training: False for a warning.
   """
 
@@ -54,7 +53,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class FolderCase:
-  """A photograph and its mask, not read yet."""
+  """Paths of a photograph and its mask."""
 
   case_id: str
   image: Path
@@ -63,13 +62,13 @@ class FolderCase:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-  """What a folder holds.
+  """The contents of a folder.
 
   Attributes:
     root: the folder.
-    cases: of each split, sorted by name; those with a problem that stops training are left out.
-    broken: pairs of files that are there but do not fit, by split, for a closer look.
-    problems: everything found without decoding a picture.
+    cases: usable cases by split, sorted by name.
+    broken: by split, the cases with both files but a problem that stops training.
+    problems: all problems that can be found without decoding images.
   """
 
   root: Path
@@ -102,17 +101,17 @@ class Scan:
 
 
 def create_scan(data: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> Scan:
-  """Looks through the folder that the configuration names.
+  """Scans the folder that the configuration names.
 
   Args:
     data: `config.data` as a mapping.
-    splits: whose files are looked at.
+    splits: splits whose files are checked.
 
   Returns:
-    As `scan_folder`.
+    See `scan_folder`.
 
   Raises:
-    InputError: as `scan_folder`.
+    InputError: see `scan_folder`.
   """
   rule = SplitRule(
     group_column=data["group_column"],
@@ -124,21 +123,21 @@ def create_scan(data: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> Scan
 
 
 def scan_folder(root: Path, mask_suffix: str, rule: SplitRule, splits: Sequence[str]) -> Scan:
-  """Pairs the photographs of a folder with their masks, from names and heads of files alone.
+  """Pairs the photographs of a folder with their masks, reading only file names and headers.
 
   Args:
-    root: holds `images/ID.jpg` (or .png, .bmp, .tif), `masks/ID_segmentation.png` and, optionally,
-      `splits.csv`.
-    mask_suffix: what stands behind ID in the name of a mask.
-    rule: splits the cases where the file does not.
-    splits: those whose files are looked at.
+    root: contains `images/ID.jpg` (or .png, .bmp, .tif), `masks/ID_segmentation.png` and,
+      optionally, `splits.csv`.
+    mask_suffix: text after ID in the name of a mask.
+    rule: assigns splits to cases without one in `splits.csv`.
+    splits: splits whose files are checked.
 
   Returns:
-    Cases and problems; those of the whole folder are found whatever the splits.
+    Cases and problems. Problems of the folder as a whole are included for any `splits`.
 
   Raises:
-    InputError: if nothing can be paired at all: a folder is missing or empty, `splits.csv` cannot
-      be read, or masks are named by another rule.
+    InputError: if nothing can be paired: a folder is missing or empty, `splits.csv` cannot be read,
+      or the masks have another suffix.
   """
   folders = root / "images", root / "masks"
   for folder in folders:
@@ -175,7 +174,7 @@ def scan_folder(root: Path, mask_suffix: str, rule: SplitRule, splits: Sequence[
 
 _UNLISTED = {
   "no_split": f"has no row in {SPLITS_FILE} and is left out",
-  "no_group": f"has no row in {SPLITS_FILE} and is taken for a group of its own",
+  "no_group": f"has no row in {SPLITS_FILE} and forms a group of its own",
 }
 
 
@@ -184,7 +183,7 @@ def _problem(kind: str, name: str, what: str, split: str = "") -> Problem:
 
 
 def _refuse_other_suffix(folder: Path, images, masks, mask_suffix: str) -> None:
-  """Says what to set where this suffix pairs nothing but another one would."""
+  """Raises InputError if no mask matches this suffix but masks match another one."""
   if any(case_id + mask_suffix in masks for case_id in images):
     return
   suffixes = collections.Counter(
@@ -199,7 +198,7 @@ def _refuse_other_suffix(folder: Path, images, masks, mask_suffix: str) -> None:
 
 
 def _warnings(folders, images, masks, mask_suffix: str):
-  """Yields what training leaves alone."""
+  """Yields problems that do not stop training."""
   needed = {case_id + mask_suffix for case_id in images}
   for name, paths in masks.items():
     if name not in needed:
@@ -209,17 +208,17 @@ def _warnings(folders, images, masks, mask_suffix: str):
     known = {path for paths in found.values() for path in paths}
     for path in sorted(folder.iterdir()):
       if path not in known and not path.name.startswith("."):
-        yield _problem("no_image", path.name, f"{path}: not an image file, left alone")
+        yield _problem("no_image", path.name, f"{path}: not an image file, ignored")
   folded: dict[str, str] = {}
   for case_id in images:
     other = folded.setdefault(case_id.casefold(), case_id)
     if other != case_id:
-      what = f"{case_id} and {other} differ in case only; some systems take them for one file"
+      what = f"{case_id} and {other} differ only in case; some systems treat them as one file"
       yield _problem("names_differ_in_case", case_id, what)
 
 
 def _pairing_problems(root: Path, case_id: str, split: str, mask_suffix: str, pair):
-  """Yields what is wrong with the files of a case, but for what only decoding shows."""
+  """Yields the problems of a case's files that can be found without decoding them."""
   kinds = ("missing_photograph", "missing_mask")
   for kind, paths, folder in zip(kinds, pair, ("images", "masks"), strict=True):
     name = case_id if folder == "images" else case_id + mask_suffix
@@ -240,7 +239,7 @@ def _pairing_problems(root: Path, case_id: str, split: str, mask_suffix: str, pa
 
 
 def size_mismatch(mask: Path, mask_size, image: Path, image_size) -> str:
-  """Says that a mask has another (height, width) than its photograph."""
+  """Error message for a mask whose (height, width) differs from its photograph's."""
   return (
     f"{mask}: mask is {mask_size[0]}x{mask_size[1]} but {image} is "
     f"{image_size[0]}x{image_size[1]} (height x width); give both one size"
@@ -248,14 +247,14 @@ def size_mismatch(mask: Path, mask_size, image: Path, image_size) -> str:
 
 
 def damage(case: FolderCase, split: str) -> list[Problem]:
-  """Decodes both files of a case and lists what is wrong with either.
+  """Decodes both files of a case and lists their problems.
 
   Args:
     case: the files.
-    split: of the case.
+    split: the case's split.
 
   Returns:
-    None, one or two problems.
+    At most one problem per file.
   """
   problems = []
   for read, path in ((image_files.read_image, case.image), (image_files.read_mask, case.mask)):

@@ -1,4 +1,4 @@
-"""From a source to batches, read by threads in an order that a seed alone decides."""
+"""Turns a source into batches, read by threads in an order that depends only on the seed."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Each reader thread works on a case of its own; OpenCV's own threads would only compete with them.
+# The reader threads work on different cases; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
 
 
@@ -30,9 +30,9 @@ class EvalBatch(NamedTuple):
   """A batch of cases for evaluation; the last one of a source may have fewer cases than rows.
 
   Attributes:
-    images: [B, S, S, 3] uint8 by each size S that a network sees; rows past the cases are zero.
-    cases: up to B, each with its photograph, not cleaned, at the largest of those sizes, the rest
-      as it was.
+    images: {network input size S: [B, S, S, 3] uint8}; padding rows are zero.
+    cases: up to B cases. Their `image` is the photograph before preprocessing, resized to the
+      largest S; the rest is unchanged.
   """
 
   images: dict[int, np.ndarray]
@@ -52,29 +52,29 @@ def train_batches(
   on_device: bool = False,
   rows: Sequence[int] | None = None,
 ) -> "grain.DatasetIterator":
-  """Endless batches of augmented cases, every case once an epoch in an order new each epoch.
+  """Endless batches of augmented cases: each case once per epoch, in a new order each epoch.
 
-  Epochs follow each other without a gap: where the number of cases is no multiple of the batch, a
-  batch holds the last cases of one epoch and the first of the next, so none is left out. What a
-  case becomes depends on (seed, epoch, index of the case) alone, not on threads or on order.
+  No case is dropped: if the number of cases is not a multiple of the batch size, a batch contains
+  the last cases of one epoch and the first of the next. The augmentation of a case depends only on
+  (seed, epoch, index of the case), not on threads or order.
 
   Args:
     source: the training cases.
-    seed: of order and augmentation.
-    batch_size: cases a batch.
-    image_size_at: pixels a side of the batch of a given number, counted from 0.
-    preprocessing: of every photograph, before its augmentation.
+    seed: seed of order and augmentation.
+    batch_size: cases per batch.
+    image_size_at: maps the number of a batch, counted from 0, to the side of its images in pixels.
+    preprocessing: applied to every photograph before augmentation.
     policy: the augmentations.
-    num_threads: that read.
-    prefetch_batches: that are kept ready.
-    on_device: whether augmentations are only drawn, for `unpack_views` to do.
-    rows: of each batch, that are read; None: all.
+    num_threads: number of reader threads.
+    prefetch_batches: number of batches read ahead.
+    on_device: True: only draw the parameters of the augmentations, for `unpack_views` to apply.
+    rows: rows of each batch that this process reads; None: all.
 
   Returns:
-    Iterator over {"image": [B, S, S, 3] uint8, "targets": {"mask": [B, S, S, 1] uint8, and what
-    else the cases have}, "case_id": B names}; on the device over {"views": the arrays of
-    `pack_view`, "targets": without the mask, "case_id"}. B is the number of rows read. Its state
-    can be saved and restored, whatever rows are read then.
+    Iterator over {"image": [B, S, S, 3] uint8, "targets": {"mask": [B, S, S, 1] uint8, and the
+    cases' other targets}, "case_id": B names}, where B is the number of rows read. With `on_device`
+    over {"views": arrays of `pack_view`, "targets": without the mask, "case_id"}. The iterator's
+    state can be saved and restored, even with other rows.
   """
   import grain  # takes a while, and only training needs it
 
@@ -83,15 +83,7 @@ def train_batches(
   def prepare(position: int, case: Case) -> dict[str, Any]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
     image_size = image_size_at(position // batch_size)
-    clean = preprocessing(case.image)
-    same = clean.shape == case.image.shape
-    mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
-    if on_device:
-      views = pack_view(rng, clean, mask, image_size, policy)
-      return {"views": views, "targets": case.targets, "case_id": case.case_id}
-    image, mask = augment(rng, clean, mask, image_size, policy)
-    targets = {**case.targets, "mask": mask[..., None]}
-    return {"image": image, "targets": targets, "case_id": case.case_id}
+    return _augmented(rng, case, image_size, preprocessing, policy, on_device)
 
   def read(step: int, indices: np.ndarray) -> dict:
     cases = [prepare(step * batch_size + row, source[int(indices[row])]) for row in rows]
@@ -105,11 +97,29 @@ def train_batches(
     .repeat()
     .batch(batch_size, drop_remainder=True)
     .map_with_index(read)
-    .to_iter_dataset(
-      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
-    )
   )
-  return iter(dataset)
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
+  return iter(dataset.to_iter_dataset(options))
+
+
+def _augmented(
+  rng: np.random.Generator,
+  case: Case,
+  image_size: int,
+  preprocessing: Preprocessing,
+  policy: AugmentPolicy,
+  on_device: bool,
+) -> dict[str, Any]:
+  """One row of a training batch."""
+  clean = preprocessing(case.image)
+  same = clean.shape == case.image.shape
+  mask = case.mask if same else resize_mask(case.mask, *clean.shape[:2])
+  if on_device:
+    views = pack_view(rng, clean, mask, image_size, policy)
+    return {"views": views, "targets": case.targets, "case_id": case.case_id}
+  image, mask = augment(rng, clean, mask, image_size, policy)
+  targets = {**case.targets, "mask": mask[..., None]}
+  return {"image": image, "targets": targets, "case_id": case.case_id}
 
 
 def eval_batches(
@@ -122,19 +132,20 @@ def eval_batches(
   prefetch_batches: int,
   rows: Sequence[int] | None = None,
 ) -> Iterator[EvalBatch]:
-  """Every case of a source once, in order, squashed to the squares that networks see.
+  """Every case of a source once, in order, resized to the networks' square inputs.
 
   Args:
     source: the cases, dataclasses with an `image`.
-    batch_size: rows of a batch; the last batch is filled up with empty rows.
-    image_sizes: pixels a side of each network.
-    preprocessing: of what the networks see.
-    num_threads: that read.
-    prefetch_batches: that are kept ready.
-    rows: of each batch, that are read; None: all.
+    batch_size: rows per batch; the last batch is padded with zeros.
+    image_sizes: input side of each network in pixels.
+    preprocessing: applied to the networks' inputs.
+    num_threads: number of reader threads.
+    prefetch_batches: number of batches read ahead.
+    rows: rows of each batch that this process reads; None: all.
 
   Returns:
-    Iterator over batches, as many for any rows; the last one may hold no case.
+    Iterator over `EvalBatch`; the number of batches does not depend on `rows`, so the last one may
+    have no case.
   """
   rows = range(batch_size) if rows is None else rows
   sizes = sorted(set(image_sizes))

@@ -1,7 +1,7 @@
-"""Where cases come from: a folder of photographs and masks, or generated ones.
+"""Sources of cases: a folder of photographs and masks, a public set, or generated pictures.
 
-A source is a sequence of cases, each read when it is asked for. `create_source` picks one by
-`config.data.source`; a new source is a class here and one line there.
+A source is a sequence of cases that are read on access. `create_source` chooses one by
+`config.data.source`; a new source needs a class here and a branch there.
 """
 
 import logging
@@ -19,18 +19,18 @@ from medlitenet_jax.system.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # builders of data/official.py
+SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # keys of official.BUILDERS
 
 
 class SyntheticSource:
-  """Generated dermoscopy whose truth is exact.
+  """Generated dermoscopic pictures with exact masks.
 
   Attributes:
-    case_ids: "synthetic_" and the number of the drawing.
+    case_ids: "synthetic_" and the number of the picture.
   """
 
   def __init__(self, *, seed: int, first: int, count: int, image_size: int):
-    """Prepares drawings `first` to `first + count` of a seed, image_size pixels a side."""
+    """Selects the `count` pictures from number `first` on, with sides of `image_size` pixels."""
     self._seed, self._first, self._image_size = seed, first, image_size
     self.case_ids = [f"synthetic_{first + i:07d}" for i in range(count)]
 
@@ -52,7 +52,7 @@ class FolderSource:
   """
 
   def __init__(self, cases: Sequence[FolderCase]):
-    """Takes pairs of files as `folder.py` finds them; each is read when it is asked for."""
+    """Takes pairs of files as `folder.py` finds them; they are read on access."""
     self._files, self.case_ids = cases, [case.case_id for case in cases]
 
   def __len__(self) -> int:
@@ -73,16 +73,16 @@ class FolderSource:
 
 
 class CachedCases:
-  """Another source whose cases stay in memory once they were read, as many as fit.
+  """Wraps a source and keeps the cases that were read in memory, as many as fit.
 
-  Which ones stay depends on the order of reading; what is read does not.
+  Which cases are kept depends on the order of reading; the values read do not.
 
   Attributes:
     case_ids: names of the cases.
   """
 
   def __init__(self, source: Source, limit: float):
-    """Keeps up to `limit` bytes of pixels of `source`; safe to read from several threads."""
+    """Keeps up to `limit` bytes of pixels of `source`; safe to use from several threads."""
     self._source, self.case_ids = source, source.case_ids
     self._free, self._lock = limit, threading.Lock()
     self._kept: dict[int, Case] = {}
@@ -92,7 +92,7 @@ class CachedCases:
     return len(self.case_ids)
 
   def __getitem__(self, index: int) -> Case:
-    """Reads one case, its arrays read-only."""
+    """Reads one case; its arrays are read-only."""
     if (kept := self._kept.get(index)) is not None:
       return kept
     case = self._source[index]
@@ -133,8 +133,9 @@ def create_source(
   Args:
     data: `config.data` as a mapping.
     split: one of `SPLITS`.
-    seed: of generated cases.
-    to_score: whether masks are scored by, so at the photograph's own size, or learnt from.
+    seed: seed of generated cases.
+    to_score: True: masks at the photograph's original size, for scoring; False: at the size of the
+      image, for training.
 
   Returns:
     A source of at least one case.
@@ -157,12 +158,12 @@ def create_source(
       raise InputError(f"config.data.synthetic.num_{split} is {count}; give it 1 or more")
     source = SyntheticSource(
       seed=seed,
-      first=SPLITS.index(split) * 1_000_000,  # far apart: no drawing is in two splits
+      first=SPLITS.index(split) * 1_000_000,  # far apart, so that no picture is in two splits
       count=count,
       image_size=synthetic["image_size"],
     )
   elif data["source"] in SET_NAMES:
-    from medlitenet_jax.data.public import official  # TFDS takes its time
+    from medlitenet_jax.data.public import official  # here because importing TFDS is slow
 
     builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
     source = official.PreparedSource(builder, split, to_score)
@@ -173,7 +174,7 @@ def create_source(
 
 
 def limited(source: Source, data: Mapping[str, Any], split: str) -> Source:
-  """The first cases of a source where the configuration limits a run to them.
+  """Limits a source to its first cases, as `max_train_images` and `max_eval_images` say.
 
   Args:
     source: all cases of the split.
@@ -181,7 +182,7 @@ def limited(source: Source, data: Mapping[str, Any], split: str) -> Source:
     split: one of `SPLITS`.
 
   Returns:
-    The source itself where there is no limit.
+    The limited source, or `source` itself if there is no limit.
   """
   limit = data["max_train_images"] if split == "train" else data["max_eval_images"]
   return FirstCases(source, limit) if 0 < limit < len(source) else source
@@ -191,7 +192,7 @@ def _warn_of_unlisted(scan: Scan) -> None:
   for kind, fate in (
     ("no_split", "in no split and are left out"),
     ("no_group", "in no group"),
-    ("names_differ_in_case", "named as another but for capital letters"),
+    ("names_differ_in_case", "named like another one except for upper and lower case"),
   ):
     if count := scan.count(kind):
       logger.warning("%s: %d photographs are %s", scan.root, count, fate)

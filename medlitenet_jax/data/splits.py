@@ -1,4 +1,4 @@
-"""Which split a photograph is in: as `splits.csv` says, or by a hash of its name or group."""
+"""Assigns photographs to splits: by `splits.csv`, or by a hash of their name or group."""
 
 import csv
 import dataclasses
@@ -16,13 +16,13 @@ SPLITS_FILE = "splits.csv"
 
 @dataclasses.dataclass(frozen=True)
 class SplitRule:
-  """How cases are split where no file says it.
+  """How cases without a given split are split.
 
   Attributes:
-    group_column: column of `splits.csv` whose values must not be torn apart; "" for none.
-    seed: another one gives another split.
-    val_fraction: of the groups, from 0 to 1.
-    test_fraction: of the groups, from 0 to 1.
+    group_column: column of `splits.csv`; rows with the same value stay in one split; "" for none.
+    seed: seed of the split.
+    val_fraction: fraction of the groups, from 0 to 1.
+    test_fraction: fraction of the groups, from 0 to 1.
   """
 
   group_column: str
@@ -31,25 +31,26 @@ class SplitRule:
   test_fraction: float
 
   def split_of(self, name: str) -> str:
-    """Split of a case or group, from its name alone: files that are added change it for none.
+    """Split of a case or group. It depends only on the name, so adding files changes no split.
 
-    Test counts from 0 and val from 1, so that a change of one fraction leaves the other split.
+    The name is hashed into [0, 1): test takes the lower end and val the upper, so changing one
+    fraction does not affect the other split.
     """
     digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-    place = int.from_bytes(digest[:6], "big") / 2**48
-    if place < self.test_fraction:
+    position = int.from_bytes(digest[:6], "big") / 2**48
+    if position < self.test_fraction:
       return "test"
-    return "val" if place >= 1 - self.val_fraction else "train"
+    return "val" if position >= 1 - self.val_fraction else "train"
 
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-  """Who is where.
+  """The result of splitting.
 
   Attributes:
     splits: split of each case, by name.
-    refusals: (name, line that says why) of each row or group that cannot be used.
-    unlisted: photographs that the file has no row for.
+    refusals: (name, one-line reason) of each row or group that cannot be used.
+    unlisted: photographs without a row in the file.
   """
 
   splits: dict[str, str]
@@ -61,11 +62,11 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
   """Splits cases.
 
   Args:
-    path: of `splits.csv` with the column id and split, or id and the rule's group column, or all
-      three; may be missing. Where it has a split, a case without a row is in none; where it has
-      not, such a case is a group of its own, as is one whose group is left empty.
+    path: path of `splits.csv` with the columns id and split, or id and the rule's group column, or
+      all three; may be missing. If there is a split column, a case without a row is in no split.
+      Otherwise a case without a row or with an empty group forms a group of its own.
     case_ids: names of the photographs.
-    rule: for cases without a given split.
+    rule: splits the cases if the file has no split column.
 
   Returns:
     The split of every case.
@@ -78,7 +79,7 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
     return Assignment({case_id: rule.split_of(case_id) for case_id in case_ids}, [], [])
   given = "split" in columns
   splits: dict[str, str] = {}
-  members: dict[str, set[str]] = {}  # splits that each group stands in
+  members: dict[str, set[str]] = {}  # the splits of each group's rows
   refusals = []
   for number, row in rows:
     case_id, group = row["id"] or "", (row[rule.group_column] or "") if rule.group_column else ""
@@ -86,7 +87,7 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
     if split not in SPLITS:
       reason = f"split {split!r} is not one of {', '.join(SPLITS)}"
     elif case_id in splits:
-      reason = f"{case_id} stands there twice; remove one line"
+      reason = f"{case_id} is listed twice; remove one line"
     elif not case_id:
       reason = "the id is empty; fill it in or remove the line"
     else:
@@ -99,7 +100,7 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
     if len(found) > 1:
       where = " and ".join(split for split in SPLITS if split in found)
       refusals.append(
-        (group, f"{path}: {rule.group_column} {group!r} stands in {where}; keep it in one split")
+        (group, f"{path}: {rule.group_column} {group!r} is in {where}; keep it in one split")
       )
   unlisted = [case_id for case_id in case_ids if case_id not in splits]
   if not given:
@@ -108,11 +109,11 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
 
 
 def _read_rows(path: Path, group_column: str) -> tuple[list[str], list[tuple[int, dict]]]:
-  """Columns, and rows with their line numbers; no columns where there is no such file."""
+  """Column names, and rows with their line numbers; both empty if the file does not exist."""
   if not path.exists():
     if group_column:
       raise InputError(
-        f"{path}: missing, and config.data.group_column={group_column!r} names a column of it"
+        f"{path}: missing, but config.data.group_column={group_column!r} names a column of it"
       )
     return [], []
   try:
@@ -124,12 +125,12 @@ def _read_rows(path: Path, group_column: str) -> tuple[list[str], list[tuple[int
   columns = list(reader.fieldnames or ())
   if group_column and group_column not in columns:
     raise InputError(
-      f"{path}: has no column {group_column!r}, which config.data.group_column names, but "
-      f"{', '.join(map(repr, columns)) or 'none'}"
+      f"{path}: has no column {group_column!r}, which config.data.group_column names; its columns "
+      f"are {', '.join(map(repr, columns)) or 'none'}"
     )
   if "id" not in columns or ("split" not in columns and not group_column):
     raise InputError(
-      f"{path}: needs a first line with the columns id and split, or id and the one that "
+      f"{path}: needs a first line with the columns id and split, or id and the column that "
       "config.data.group_column names"
     )
   return columns, rows

@@ -1,8 +1,8 @@
-"""Dermoscopic photographs drawn from two integers, each with the exact outline of its lesion.
+"""Generates dermoscopic pictures from a seed and an index, each with the exact mask of its lesion.
 
-A picture is painted in layers: skin, lesion, light, dirt and hair on top, the instrument's tube and
-the camera. Lengths are parts of the picture's side and noise is drawn on grids of fixed size, so
-that one (seed, index) is one scene at every `image_size`; only the sensor's grain differs.
+A picture is painted in layers: skin, lesion, light, artefacts such as hair, the instrument's tube,
+the camera. Lengths are fractions of the picture's side and noise is drawn on grids of fixed size,
+so (seed, index) gives the same scene at every `image_size`; only the sensor's noise differs.
 """
 
 import math
@@ -20,11 +20,11 @@ from medlitenet_jax.data.augment.artefacts import (
 
 MIN_IMAGE_SIZE = 32  # below this the smallest lesion could fall between pixel centres
 
-# Skin in even steps from Fitzpatrick type I to VI, RGB levels as a dermatoscope shows it.
+# Skin of Fitzpatrick type I to VI in equal steps, in RGB levels as a dermatoscope shows it.
 SKIN_TONES = np.array(
   [(238, 212, 204), (228, 184, 166), (206, 154, 128), (172, 120, 94), (126, 84, 65), (94, 65, 54)]
 )
-# How strongly each pigment swallows red, green and blue light: optical density at amount 1.
+# How strongly each pigment absorbs red, green and blue light: optical density at amount 1.
 PIGMENTS = {
   "brown": np.array((0.50, 0.95, 1.25), np.float32),
   "tan": np.array((0.22, 0.50, 0.85), np.float32),
@@ -33,29 +33,29 @@ PIGMENTS = {
   "blue": np.array((1.05, 0.72, 0.42), np.float32),
   "white": np.array((-0.36, -0.50, -0.54), np.float32),  # lost pigment: the skin gets lighter
 }
-# A lesion kind: its weight in the draw, its even ground, and the patches that lie on the ground.
+# A kind of lesion: its weight in the draw, its base pigment, and the pigments of patches on it.
 LESION_KINDS = (
   (0.34, "brown", ("brown", "black")),  # naevus
   (0.22, "brown", ("black", "blue", "red", "white")),  # melanoma: several colours
   (0.14, "tan", ("brown", "red")),  # keratosis or lentigo
   (0.12, "red", ("brown", "blue")),  # pink, little pigment
   (0.08, "blue", ("black", "brown")),  # blue naevus
-  (0.16, "white", ("white",)),  # depigmented; drawn on darker skin alone
+  (0.16, "white", ("white",)),  # depigmented; only on darker skin
 )
 WHITE_FROM_TONE = 0.7  # the lightest skin, 0 to 1, on which a depigmented lesion is drawn
-MIN_STEP = 40.0  # RGB distance of mean lesion from mean skin below which pigment is added
+MIN_STEP = 40.0  # RGB distance between mean lesion and mean skin below which pigment is added
 
 
 def draw_dermoscopy(seed: int, index: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
   """Draws one dermoscopic picture and its exact mask.
 
-  The mask is the lesion's outline before its border is blurred, where the lesion's opacity is one
-  half. Hair, ruler and bubbles that cover the lesion leave the mask as it is; what the black tube
-  of the instrument hides is not lesion. The mask is never empty and never the whole frame.
+  The mask's outline is where the lesion's opacity is one half. Hair, ruler and bubbles over the
+  lesion do not change the mask; what the black tube of the instrument hides is not lesion. The mask
+  is never empty and never the whole frame.
 
   Args:
-    seed: data set, 0 or more.
-    index: picture within the data set, 0 or more.
+    seed: number of the data set, 0 or more.
+    index: number of the picture within the data set, 0 or more.
     image_size: side of the square picture, in pixels, at least 32.
 
   Returns:
@@ -131,7 +131,7 @@ def _draw_outline(rng, image_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _radius_profile(rng, angle: np.ndarray) -> np.ndarray:
-  """Returns the outline's reach in each direction, about 1: waves, lobes and notches."""
+  """Returns the outline's radius in each direction, about 1: waves, lobes and notches."""
   roughness = rng.uniform(0.3, 1.0)
   profile = np.ones_like(angle)
   for order in range(2, 8):
@@ -155,7 +155,7 @@ def _paint_skin(rng, tone: float, image_size: int) -> np.ndarray:
 
 
 def _paint_lesion(rng, skin: np.ndarray, tone: float, opacity: np.ndarray) -> np.ndarray:
-  """Lays a lesion of one kind over the skin by opacity [S, S, 1]; a faint one is strengthened."""
+  """Blends a random kind of lesion over the skin by opacity [S, S, 1]; strengthens faint ones."""
   weights = np.array([weight for weight, _, _ in LESION_KINDS])
   weights[-1] *= tone > WHITE_FROM_TONE
   _, ground, patches = LESION_KINDS[rng.choice(len(weights), p=weights / weights.sum())]
@@ -182,7 +182,7 @@ def _lesion_density(rng, ground: str, patches: tuple[str, ...], image_size: int)
 
 
 def _light_unevenly(rng, image: np.ndarray) -> np.ndarray:
-  """Dims the light on one side and away from a centre, casts a colour and fades all colours."""
+  """Dims the light unevenly, adds a colour cast and reduces the saturation."""
   x, y = _grid(len(image), rng.normal(0.5, 0.1), rng.normal(0.5, 0.1))
   light = 0.06 * _noise(rng, 2, len(image)) - rng.uniform(-0.1, 0.5) * (x * x + y * y)
   cast = rng.normal(0.0, (0.05, 0.06, 0.07)) + rng.normal(0.14, 0.08)
@@ -225,12 +225,12 @@ def _add_bubbles(rng, image: np.ndarray) -> np.ndarray:
 def _draw_tube(rng, image_size: int) -> np.ndarray:
   """Returns the light [S, S], 0 to 1, that the instrument's round tube lets through."""
   distance = np.hypot(*_grid(image_size, rng.normal(0.5, 0.02), rng.normal(0.5, 0.02)))
-  radius = rng.uniform(0.52, 0.66) if rng.random() < 0.20 else 2.0  # seldom narrow enough to see
+  radius = rng.uniform(0.52, 0.66) if rng.random() < 0.20 else 2.0  # 2.0: outside the frame
   return _step(radius - distance, rng.uniform(0.002, 0.012))
 
 
 def _photograph(rng, image: np.ndarray) -> np.ndarray:
-  """Blurs a little, adds the sensor's grain and rounds to uint8 levels."""
+  """Blurs slightly, adds the sensor's noise and rounds to uint8 levels."""
   image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.001, 0.004) * image.shape[0])
   image = image + rng.uniform(0.5, 3.0) * rng.standard_normal(image.shape, np.float32)
   return np.clip(np.rint(image), 0, 255).astype(np.uint8)

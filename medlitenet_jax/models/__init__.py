@@ -1,1 +1,1 @@
-"""The network and the operations it is made of."""
+"""The networks and their operations."""

@@ -1,4 +1,4 @@
-"""What the project has to know of a network besides its module."""
+"""What the project needs to know about a network besides its module."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,13 @@ Fields = Mapping[str, Any]
 
 
 class Sizes(NamedTuple):
-  """The sides of the photographs that a network takes.
+  """The input sizes that a network accepts, as side lengths in pixels.
 
   Attributes:
-    multiple: of which every side is one, in pixels.
-    smallest: side, in pixels.
-    only: the sides that it takes, where its parameters are made for some; empty for any multiple.
+    multiple: every side must be a multiple of this.
+    smallest: the smallest side.
+    only: the accepted sides of a network whose parameters depend on the input size; empty: every
+      multiple from `smallest` up.
   """
 
   multiple: int = 32
@@ -23,17 +24,17 @@ class Sizes(NamedTuple):
   only: tuple[int, ...] = ()
 
   def check(self, *sides: int) -> None:
-    """Refuses sides that the network cannot take.
+    """Raises an error for sides that the network does not accept.
 
     Args:
       *sides: in pixels.
 
     Raises:
-      ValueError: says what it takes.
+      ValueError: if a side is not accepted; the message says which sides are.
     """
     for side in sides:
       if self.only and side not in self.only:
-        takes = f"sides of {' or '.join(map(str, self.only))} pixels alone"
+        takes = f"only sides of {' or '.join(map(str, self.only))} pixels"
       elif not isinstance(side, int) or side < self.smallest or side % self.multiple:
         takes = f"sides that are multiples of {self.multiple} from {self.smallest} up"
       else:
@@ -41,7 +42,7 @@ class Sizes(NamedTuple):
       raise ValueError(f"the network takes {takes}, not {side!r}")
 
   def take(self, side: int) -> bool:
-    """Whether the network takes a side."""
+    """Whether the network accepts a side, in pixels."""
     try:
       self.check(side)
     except ValueError:
@@ -50,12 +51,12 @@ class Sizes(NamedTuple):
 
 
 class Drawing(NamedTuple):
-  """Where the picture of a network shows its parts.
+  """Layout of the picture of a network.
 
   Attributes:
-    places: centre of each part's box by its name, in units of a box's distance.
-    wires: pairs of parts that an arrow joins.
-    skips: pairs that a dashed arrow joins.
+    places: (x, y) of the centre of each part's box by the part's name; boxes are 1 apart.
+    wires: (from, to) parts joined by an arrow.
+    skips: (from, to) parts joined by a dashed arrow.
   """
 
   places: dict[str, tuple[float, float]]
@@ -75,23 +76,23 @@ def _any_size(fields: Fields) -> Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A network of the registry.
+  """A network in the registry.
 
   Attributes:
-    module: Linen module, called as `module(image, train=...)` with a normalised [B, H, W, 3]
-      photograph. It returns a dict with "mask", the [B, H, W, 1] float32 logits, and whatever else
-      loss terms need. Its attributes are the fields of `config.model.NAME`, besides `dtype` and
-      those of `SHARED_FIELDS` that it has.
-    variants: values of fields by variant; what neither the configuration nor the variant gives is
-      the module's default.
-    rules: from the resolved fields, by field: whether its value can be used, and what it takes.
-    sizes: from the resolved fields, the sizes of photographs that the network takes.
-    parts: names of submodules by the part of the network that they belong to, for tables of time;
-      the first part that is found decides. Empty: every submodule is a part.
-    expanded: submodules whose own submodules are parts of their own in the table of parts, joined
-      by what stands before the first "_" of their names.
-    drawing: from the names of the parts and the resolved fields, where they stand in a picture;
-      None: one above the other.
+    module: Linen module, called as `module(image, train=...)` with normalised [B, H, W, 3]
+      photographs. It returns a dict with "mask", the [B, H, W, 1] float32 logits, and whatever else
+      the loss terms need. Its attributes are the fields of `config.model.NAME`, plus `dtype` and
+      any of `SHARED_FIELDS`.
+    variants: field values by variant. A field that neither the configuration nor the variant sets
+      keeps the module's default.
+    rules: maps the resolved fields to {field: (is its value valid, which values are)}.
+    sizes: maps the resolved fields to the input sizes that the network accepts.
+    parts: {part of the network: names of its submodules}, for tables of time; the first part that
+      matches is used. Empty: every submodule is a part.
+    expanded: submodules that the table of parts shows one level deeper. Their own submodules are
+      grouped by the name up to the first "_".
+    drawing: maps the names of the parts and the resolved fields to the layout of the picture;
+      None: one part above the other.
   """
 
   module: type[nn.Module]

@@ -1,4 +1,4 @@
-"""BatchNorm taken into the convolutions before it, for networks that no longer learn."""
+"""Folds BatchNorm into the convolution before it, for networks that are no longer trained."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ class Fold(NamedTuple):
   """A norm and the convolution that it can be folded into.
 
   Attributes:
-    norm: names of the modules from the network down to the norm.
-    convolution: the same of the convolution whose result is all that the norm sees.
-    epsilon: that the norm adds to the variance.
+    norm: path of the norm, as module names from the network down.
+    convolution: path of the convolution, whose result must be the norm's only input.
+    epsilon: number that the norm adds to the variance.
   """
 
   norm: tuple[str, ...]
@@ -22,22 +22,23 @@ class Fold(NamedTuple):
 
 
 def fold_batch_norm(variables: Mapping[str, Any], folds: Sequence[Fold]) -> dict[str, Any]:
-  """Gives the same function with one multiplication less for each value that a norm saw.
+  """Folds norms into convolutions, which saves one multiplication per normalised value.
 
-  With running statistics a norm is a factor and a term for each channel,
+  With running statistics, a norm multiplies each channel by a factor and adds a constant:
 
-    scale (W x + b - mean) / sqrt(var + epsilon) + bias = (factor W) x + factor b + (bias - factor
-    mean),
+    scale (W x + b - mean) / sqrt(var + epsilon) + bias
+      = (factor W) x + factor b + (bias - factor mean),  factor = scale / sqrt(var + epsilon)
 
-  so the factor goes into the convolution and the term becomes the norm's bias.
+  The factor goes into the convolution; the constant becomes the norm's bias.
 
   Args:
-    variables: {"params", "batch_stats"} of a network; one without norms may lack the latter.
-    folds: of the network's structure. A norm that is in none is left as it is.
+    variables: {"params", "batch_stats"} of a network; "batch_stats" may be missing if it has no
+      norms.
+    folds: the norms to fold, as `Structure.folds` lists them. Other norms stay as they are.
 
   Returns:
-    Variables with which the same module computes the same, float32: a norm that finds no statistics
-    adds its bias. "batch_stats" is left out where no norm keeps any.
+    Variables with which the same module computes the same function (a `Norm` without statistics
+    only adds its bias), float32. "batch_stats" is left out if no norm has statistics any more.
 
   Raises:
     KeyError: if the variables lack a norm or a convolution of `folds`.
@@ -113,7 +114,7 @@ def _at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def _pop(tree: dict[str, Any], path: Sequence[str]) -> Any:
-  """Takes a subtree out, and the branches that are empty without it."""
+  """Removes and returns a subtree, and removes the branches that this leaves empty."""
   if len(path) == 1:
     return tree.pop(path[0])
   found = _pop(tree[path[0]], path[1:])

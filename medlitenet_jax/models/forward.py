@@ -1,42 +1,44 @@
-"""From a photograph's pixels to what the network sees and what it makes of it, on the device."""
+"""Normalises photographs and runs a network on them, on the device."""
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Mean and standard deviation of ImageNet's photographs, as fractions of full scale (paper IV-A).
+# RGB mean and standard deviation of ImageNet, as fractions of full scale (paper IV-A).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(image):
-  """Standardises a photograph by ImageNet's statistics.
+  """Normalises photographs with ImageNet's mean and standard deviation.
 
-  Pixels travel to the device as bytes, a quarter of the traffic of floats, and are normalised
-  there.
+  Done on the device: sending uint8 pixels there takes a quarter of the traffic of float32.
 
   Args:
     image: [..., 3] uint8 RGB, 0 to 255.
 
   Returns:
-    The same shape, float32, about zero.
+    The same shape, float32, centred near zero.
   """
+  chex.assert_axis_dimension(image, -1, 3)
   mean, std = jnp.asarray(IMAGENET_MEAN), jnp.asarray(IMAGENET_STD)
   return (image.astype(jnp.float32) / 255 - mean) / std
 
 
 def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
-  """Runs a network on photographs.
+  """Runs a network on photographs, in inference mode.
 
   Args:
     model: maps normalised images to {"mask": logits, ...}.
-    variables: of the network.
+    variables: the network's variables.
     image: [B, S, S, 3] uint8 RGB.
 
   Returns:
     [B, S, S] float32, the probability that a pixel is lesion.
   """
+  chex.assert_shape(image, (None, None, None, 3))
   outputs: Any = model.apply(variables, normalize(image))
   return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32))

@@ -1,19 +1,20 @@
 """Building blocks shared by the encoder and the decoder.
 
-All modules take and return [B, H, W, C] arrays in `dtype`, the compute dtype; parameters are
-float32, and BatchNorm takes its statistics in float32 whatever the compute dtype.
+All modules take and return [B, H, W, C] arrays in the compute dtype, `dtype`. Parameters are
+float32, and BatchNorm computes its statistics in float32 whatever the compute dtype.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
 
-# SiLU, like ReLU, halves the variance; the factor 2 makes up for it (He et al., 2015).
+# SiLU, like ReLU, halves the variance; the factor 2 compensates for it (He et al., 2015).
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
@@ -27,7 +28,7 @@ class Pointwise(nn.Module):
     bias_init: initialiser of the bias [features].
     form: form of the operation, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
-    result_dtype: of the result, the compute dtype for None.
+    result_dtype: dtype of the result; None: the compute dtype.
   """
 
   features: int
@@ -41,18 +42,19 @@ class Pointwise(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, H, W, features]."""
+    chex.assert_rank(x, 4)
     kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     y = ops.pointwise_conv(x, kernel, self.form, self.result_dtype)
     if not self.use_bias:
       return y
-    # Added in float32: in half precision its gradient, a sum over all pixels, would be far off.
+    # Added in float32: the bias's gradient is a sum over all pixels, far off in half precision.
     bias = self.param("bias", self.bias_init, (self.features,))
     return (y + bias).astype(self.result_dtype or self.dtype)
 
 
 class Linear(nn.Module):
-  """Matrix product over the last axis, and a bias added in float32 as in `Pointwise`.
+  """Matrix product over the last axis plus a bias, added in float32 as in `Pointwise`.
 
   Attributes:
     features: output channels.
@@ -72,7 +74,7 @@ class Linear(nn.Module):
 
 
 def _depthwise_init(key, shape, dtype=jnp.float32):
-  """He initialisation of a depthwise kernel, whose every output sees k * k inputs."""
+  """He initialisation of a depthwise kernel: each output depends on k * k inputs."""
   return jnp.sqrt(2.0 / (shape[0] * shape[1])) * jax.random.normal(key, shape, dtype)
 
 
@@ -80,7 +82,7 @@ class Depthwise(nn.Module):
   """3x3 depthwise convolution without bias.
 
   Attributes:
-    stride: step, in pixels.
+    stride: distance between outputs, in pixels.
     dilation: distance between taps, in pixels.
     kernel_init: initialiser of the kernel [3, 3, 1, C].
     form: form of the operation, see `medlitenet_jax.models.ops`.
@@ -96,13 +98,14 @@ class Depthwise(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
+    chex.assert_rank(x, 4)
     kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     return ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
 
 
 class Stem(nn.Module):
-  """3x3 convolution with stride 2 and without bias, of a photograph's few channels.
+  """3x3 convolution with stride 2 and no bias, for the few channels of a photograph.
 
   Attributes:
     features: output channels.
@@ -117,6 +120,7 @@ class Stem(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), features]."""
+    chex.assert_rank(x, 4)
     shape = (3, 3, x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     return ops.downsampling_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
@@ -126,11 +130,11 @@ class Norm(nn.Module):
   """BatchNorm over the batch and all pixels, optionally followed by SiLU.
 
   Attributes:
-    folds_into: name of the convolution beside it whose result is all that it sees, so that it can
-      be folded into it; None: it cannot.
+    folds_into: name of the sibling convolution whose result is this norm's only input, so that the
+      norm can be folded into it; None: it cannot be folded.
     activate: whether SiLU follows.
-    momentum: share of the running statistics that a batch leaves as it was.
-    epsilon: added to the variance.
+    momentum: weight of the old value when the running statistics are updated.
+    epsilon: number added to the variance.
   """
 
   folds_into: str | None = None
@@ -140,10 +144,11 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Normalises by the batch's statistics in training, by the running ones otherwise.
+    """Normalises [B, H, W, C] with the batch's statistics in training, else the running ones.
 
-    Without statistics among its variables, see `fold_batch_norm`, only the bias is left to add.
+    If its variables hold no statistics, it was folded (`fold_batch_norm`) and only adds its bias.
     """
+    chex.assert_rank(x, 4)
     shape = (x.shape[-1],)
     bias = self.param("bias", nn.initializers.zeros_init(), shape)
     if not self.is_initializing() and not self.has_variable("batch_stats", "mean"):
@@ -167,12 +172,12 @@ class MBConv(nn.Module):
   """Inverted residual block: expand 1x1, depthwise 3x3, project 1x1 (paper III-B).
 
   BatchNorm follows every convolution and SiLU all but the last, as in MobileNetV2 (Sandler et al.,
-  2018), where a non-linearity in the narrow layer loses information.
+  2018): a non-linearity in the narrow layer would lose information.
 
   Attributes:
     features: output channels.
-    stride: of the depthwise convolution.
-    expansion: channels of the wide layer over input channels.
+    stride: stride of the depthwise convolution.
+    expansion: ratio of the wide layer's channels to the input channels.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -198,11 +203,11 @@ class MBConv(nn.Module):
 
 
 class SeparableConv(nn.Module):
-  """Depthwise 3x3 then pointwise 1x1, BatchNorm and SiLU after the pair.
+  """Depthwise 3x3, then pointwise 1x1, then BatchNorm and SiLU.
 
   Attributes:
     features: output channels.
-    dilation: of the depthwise convolution.
+    dilation: dilation of the depthwise convolution.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -226,13 +231,13 @@ class SeparableConv(nn.Module):
 class SCSE(nn.Module):
   """Concurrent spatial and channel squeeze and excitation.
 
-  The channel gate sees the mean of each channel, the spatial gate the channels of each pixel; the
-  two recalibrated maps are added.
+  The channel gate depends on the mean of each channel, the spatial gate on the channels of each
+  pixel. The two gated maps are added.
 
   Reference: Roy et al., MICCAI 2018.
 
   Attributes:
-    reduction: channels over channels of the channel gate's hidden layer.
+    reduction: ratio of the input channels to those of the channel gate's hidden layer (at least 4).
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -243,13 +248,14 @@ class SCSE(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """Recalibrates [B, H, W, C]."""
+    """Gates [B, H, W, C]; the shape stays."""
+    chex.assert_rank(x, 4)
     channels = x.shape[-1]
     pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
     hidden = Linear(max(channels // self.reduction, 4), self.dtype, name="squeeze")(pooled)
     channel = nn.sigmoid(Linear(channels, self.dtype, name="excite")(nn.relu(hidden)))
     spatial = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="spatial")(x))
-    # In float32, for the gradient of the channel gate is a sum over all pixels.
+    # In float32, because the gradient of the channel gate is a sum over all pixels.
     gate = channel[:, None, None, :].astype(jnp.float32) + spatial
     return (x * gate).astype(self.dtype)
 
@@ -257,14 +263,14 @@ class SCSE(nn.Module):
 class ASPP(nn.Module):
   """Atrous spatial pyramid pooling at the bottleneck (paper III-E).
 
-  Each branch is a 3x3 dilated convolution, depthwise to stay inside the parameter budget, and a
-  1x1 convolution to `branch_dim` channels; one more branch carries the mean over the image. All
-  are concatenated and fused by a 1x1 convolution.
+  Each dilated branch is a 3x3 convolution, depthwise to save parameters, and a 1x1 convolution to
+  `branch_dim` channels. One more branch carries the mean over the image. A 1x1 convolution fuses
+  the concatenated branches.
 
   Attributes:
     features: output channels.
     branch_dim: channels of each branch.
-    dilations: of the dilated branches, in pixels of the bottleneck.
+    dilations: dilation of each dilated branch, in pixels of the bottleneck's grid.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -278,13 +284,14 @@ class ASPP(nn.Module):
   @nn.compact
   def __call__(self, x, *, train: bool):
     """Maps [B, h, w, C] to [B, h, w, features]."""
+    chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     branches = [
       SeparableConv(self.branch_dim, dilation=d, name=f"dilation{d}", **common)(x, train=train)
       for d in self.dilations
     ]
     pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-    # No BatchNorm on this branch: its statistics would rest on one value an image.
+    # No BatchNorm on this branch: its statistics would rest on one value per image.
     pooled = nn.silu(Pointwise(self.branch_dim, name="pool", **common)(pooled))
     spread = jnp.broadcast_to(pooled.astype(jnp.float32), (*x.shape[:3], self.branch_dim))
     branches.append(spread.astype(self.dtype))

@@ -1,4 +1,4 @@
-"""Compute dtypes by the names that the configuration gives them."""
+"""Compute dtypes by the names used in the configuration."""
 
 import jax.numpy as jnp
 

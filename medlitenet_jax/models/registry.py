@@ -1,4 +1,4 @@
-"""Networks by name: `config.model` in, a Linen module out."""
+"""The networks by name; builds a Linen module from `config.model`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from medlitenet_jax.system.errors import InputError
 NETWORKS: dict[str, Entry] = {
   "medlitenet": MEDLITENET,
 }
-# Fields of `config.model` that all networks share, with the value that every network takes. A
-# module that can do more has an attribute of that name.
+# Fields of `config.model` that all networks share, each with the value that every network accepts.
+# A network that accepts other values has a module attribute of the same name.
 SHARED_FIELDS = {"form": "platform", "remat": False}
 
 
@@ -28,24 +28,24 @@ def _look_up(kind: str, name: str, table: Mapping[str, Any]):
 
 
 def _attributes(module: type[nn.Module]) -> dict[str, Any]:
-  """Attributes of a module that a configuration sets, each with its default or MISSING."""
-  own = {field.name: field.default for field in dataclasses.fields(module)}
-  return {name: own[name] for name in own if name not in ("parent", "name", "dtype")}
+  """Attributes of a module that the configuration sets, each with its default or MISSING."""
+  defaults = {field.name: field.default for field in dataclasses.fields(module)}
+  return {name: defaults[name] for name in defaults if name not in ("parent", "name", "dtype")}
 
 
 def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Fills in what the variant decides.
+  """Fills in the values of the variant and checks the result.
 
   Args:
-    fields: `config.model` as a mapping: "name", "variant", the shared fields, and for each network
-      a mapping of its own; None, and what is missing in it, stand for the variant's value.
+    fields: `config.model` as a mapping: "name", "variant", the shared fields, and one mapping per
+      network. In it, None or a missing field means the variant's value.
 
   Returns:
-    {"name", "variant", the shared fields, NAME: every field of that network}; none is None, and
-    what other networks would have taken is left out.
+    {"name", "variant", the shared fields, NAME: every field of that network}, without None values
+    and without the sections of other networks.
 
   Raises:
-    InputError: if the name, the variant or a value is not one that exists, or a field is unknown.
+    InputError: if the name or variant does not exist, a field is unknown, or a value is not valid.
   """
   name = fields["name"]
   entry = _look_up("name", name, NETWORKS)
@@ -67,7 +67,7 @@ def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
       f"config.model.form takes one of {', '.join(ops.FORMS)}; {shared['form']!r} is not"
     )
   if shared["remat"] and "remat" not in attributes:
-    raise InputError(f"config.model.remat: {name} cannot compute its blocks again; set it to False")
+    raise InputError(f"config.model.remat: {name} does not support it; set it to False")
   for field, (holds, takes) in _rules(entry, own):
     if not holds:
       raise InputError(f"config.model.{name}.{field} {takes}; {own[field]!r} is not")
@@ -75,27 +75,27 @@ def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rules(entry: Entry, own: Mapping[str, Any]):
-  """The rules of a network's fields; a value of a type that they cannot judge breaks the first."""
+  """Applies a network's rules; a rule that fails on a value of the wrong type is an InputError."""
   try:
     return entry.rules(own).items()
   except TypeError as error:
-    raise InputError(f"config.model: a field has a value of another type ({error})") from error
+    raise InputError(f"config.model: a field has a value of the wrong type ({error})") from error
 
 
 def model_sizes(fields: Mapping[str, Any]) -> Sizes:
-  """The sizes of photographs that the network of a resolved `config.model` takes."""
+  """Input sizes that the network of a resolved `config.model` accepts."""
   return NETWORKS[fields["name"]].sizes(fields[fields["name"]])
 
 
 def model_parts(fields: Mapping[str, Any], image_size: int) -> dict[str, Sequence[str]]:
-  """Names of a network's submodules by the part that they belong to, see `Entry.parts`.
+  """Names of a network's submodules by part, see `Entry.parts`.
 
   Args:
     fields: `config.model`, resolved.
-    image_size: pixels a side, any that the network takes.
+    image_size: side in pixels, any that the network accepts.
 
   Returns:
-    The parts that the network names; where it names none, each of its submodules.
+    The parts that the network defines; if it defines none, each submodule as a part of its own.
   """
   if named := NETWORKS[fields["name"]].parts:
     return dict(named)
@@ -127,13 +127,13 @@ def create_model(fields: Mapping[str, Any], dtype: jnp.dtype) -> nn.Module:
 
   Args:
     fields: `config.model` as a mapping, resolved or not.
-    dtype: compute dtype; parameters are float32 in any case.
+    dtype: compute dtype; parameters are always float32.
 
   Returns:
     An unbound module that maps [B, H, W, 3] images to {"mask": [B, H, W, 1] float32 logits, ...}.
 
   Raises:
-    InputError: as `resolve_model`.
+    InputError: see `resolve_model`.
   """
   resolved = resolve_model(fields)
   module = NETWORKS[resolved["name"]].module

@@ -1,4 +1,4 @@
-"""What is known of a network before anything is computed: its variables and its norms."""
+"""A network's variables and norms, found by tracing it without computing anything."""
 
 import functools
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from medlitenet_jax.models.layers import Norm
 
 
 class Structure(NamedTuple):
-  """What tracing a network once tells of it.
+  """The variables and norms of a network.
 
   Attributes:
-    shapes: {"params", "batch_stats"} of shapes and dtypes, by module; "batch_stats" is empty for a
-      network without BatchNorm.
-    folds: its norms that can be folded into convolutions.
+    shapes: {"params", "batch_stats"}, each a tree of shapes and dtypes by module; "batch_stats" is
+      empty for a network without BatchNorm.
+    folds: the norms that can be folded into convolutions.
   """
 
   shapes: dict[str, Any]
@@ -31,10 +31,10 @@ def inspect_model(model: nn.Module, image_size: int) -> Structure:
 
   Args:
     model: maps [B, S, S, 3] images to {"mask": logits, ...}.
-    image_size: pixels a side, any that the network takes.
+    image_size: side in pixels, any that the network accepts.
 
   Returns:
-    Its structure.
+    The structure of the network.
   """
   folds: dict[tuple[str, ...], Fold] = {}
 

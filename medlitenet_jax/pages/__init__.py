@@ -1,1 +1,1 @@
-"""Pictures and pages of what was found out."""
+"""Pictures and pages of results."""

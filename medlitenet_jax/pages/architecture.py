@@ -11,12 +11,13 @@ from medlitenet_jax.models.entry import Drawing
 from medlitenet_jax.pages.figures import save_figure
 from medlitenet_jax.speed.parts import Part
 
-_COLUMN = 12  # parts above each other where a network has no drawing
+_PARTS_PER_COLUMN = 12  # in the picture of a network without a drawing of its own
 
 
 def columns(names: Sequence[str]) -> Drawing:
-  """Parts one above the other in the order in which they run, in as many columns as they need."""
-  places = {name: (2.0 * (i // _COLUMN), -float(i % _COLUMN)) for i, name in enumerate(names)}
+  """Default drawing: the parts in the order in which they run, from top to bottom in columns."""
+  rows = _PARTS_PER_COLUMN
+  places = {name: (2.0 * (i // rows), -float(i % rows)) for i, name in enumerate(names)}
   return Drawing(places, list(itertools.pairwise(names)))
 
 
@@ -26,10 +27,10 @@ def draw_architecture(
   """Draws the parts of a network.
 
   Args:
-    parts: of `count_parts`.
-    title: of the picture.
-    path: of the PNG.
-    drawing: where the parts stand; None: as `columns` has them.
+    parts: result of `count_parts`.
+    title: title of the picture.
+    path: path of the PNG.
+    drawing: layout of the parts; None: `columns`.
   """
   places, wires, skips = drawing or columns([part.name for part in parts])
   (left, right), (low, high) = (
@@ -57,7 +58,7 @@ def draw_architecture(
 
 
 def _arrow(axis, start, stop, style: str = "-") -> None:
-  """Joins two boxes, from side to side where they stand apart, else from edge to edge."""
+  """Joins two boxes: between their sides, or vertically if they are in one column."""
   (x0, y0), (x1, y1) = start, stop
   if x0 == x1:
     y0, y1 = (y0 - 0.36, y1 + 0.36) if y1 < y0 else (y0 + 0.36, y1 - 0.36)

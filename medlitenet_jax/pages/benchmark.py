@@ -1,4 +1,4 @@
-"""The figures of a benchmark, laid out for people."""
+"""Formats the results of a benchmark as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from medlitenet_jax.system import tables
 
 
 def page(result: Mapping[str, Any]) -> str:
-  """Lays out what `benchmark.json` holds for people.
+  """Formats the content of `benchmark.json`.
 
   Args:
-    result: of `benchmark`.
+    result: content of `benchmark.json`.
 
   Returns:
-    Lines of text and Markdown tables.
+    Text with Markdown tables.
   """
   size = result["parts_image_size"]
   parts = [(p["name"], f"{p['params']:,}", f"{p['flops'] / 1e6:,.1f}") for p in result["parts"]]

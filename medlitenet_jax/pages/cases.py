@@ -1,4 +1,4 @@
-"""Cases on a page: photographs with both outlines, uncertainty and scores, group by group."""
+"""Cases on a page, in groups: photographs with both outlines, uncertainty and scores."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ UNCERTAINTY_COLORS = "magma"
 
 
 class PageCase(NamedTuple):
-  """A case as the page shows it.
+  """A case for a page.
 
   Attributes:
-    row: of `cases.csv`.
+    row: its row of `cases.csv`.
     image: [H, W, 3] uint8 photograph.
     truth: [H, W] uint8, 0 or 1.
     prediction: [H, W] uint8, 0 or 1.
-    uncertainty: [S, S] float32 entropy in bits, 0 to 1, squashed as the network saw it; or None.
+    uncertainty: [S, S] float32 entropy in bits, 0 to 1, at the network's input size; or None.
   """
 
   row: Mapping[str, Any]
@@ -32,38 +32,38 @@ class PageCase(NamedTuple):
 
 
 def case_groups(groups: Mapping[str, Sequence[PageCase]]) -> tuple[Html, dict[str, str]]:
-  """Shows cases under the titles of their groups.
+  """Shows groups of cases, each under its title.
 
   Args:
-    groups: cases by title; the same case may be in several.
+    groups: cases by title; a case may be in several.
 
   Returns:
-    html: the key to the colours and the groups.
-    anchors: the id in the page of each case shown, by its name.
+    html: the legend of the colours, and the groups.
+    anchors: {name of each case shown: its id in the page}.
   """
   anchors: dict[str, str] = {}
-  parts = [_key()]
+  parts = [_legend()]
   for title, cases in groups.items():
     figures = []
     for case in cases:
       name = str(case.row["case_id"])
-      place = {} if name in anchors else {"id": f"case-{len(anchors) + 1}"}
-      anchors.update({name: place["id"]} if place else {})
-      figures.append(tag("figure", _case(case), **place))
+      anchor = {} if name in anchors else {"id": f"case-{len(anchors) + 1}"}
+      anchors.update({name: anchor["id"]} if anchor else {})
+      figures.append(tag("figure", _case(case), **anchor))
     content = tag("div", *figures, class_="cases") if figures else tag("p", "None.")
     parts += [tag("h3", title), content]
   return join(*parts), anchors
 
 
 def case_names(case_ids: Iterable[Any], anchors: Mapping[str, str]) -> Html:
-  """Lists names of cases, in their order.
+  """Lists names of cases in the given order.
 
   Args:
     case_ids: the names.
-    anchors: of `case_groups`; cases that the page shows become links to them.
+    anchors: from `case_groups`; names of cases shown on the page become links.
 
   Returns:
-    The list.
+    An ordered list.
   """
   items = (
     tag("li", tag("a", name, href=f"#{anchors[name]}") if name in anchors else name)
@@ -74,7 +74,7 @@ def case_names(case_ids: Iterable[Any], anchors: Mapping[str, str]) -> Html:
 
 def _case(case: PageCase) -> Html:
   name, row = str(case.row["case_id"]), case.row
-  # Shrunk before the outlines are drawn, which keeps them sharp.
+  # Shrunk before drawing the outlines, so that they stay sharp.
   height, width = picture_size(*case.truth.shape)
   image = resize_image(case.image, height, width)
   for mask, color in ((case.truth, TRUTH_COLOR), (case.prediction, PREDICTION_COLOR)):
@@ -95,7 +95,7 @@ def _colored(uncertainty: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(colors[..., :3])
 
 
-def _key() -> Html:
+def _legend() -> Html:
   outlines = (
     tag("span", tag("i", style=f"background: rgb{color}"), name)
     for name, color in (("truth", TRUTH_COLOR), ("prediction", PREDICTION_COLOR))

@@ -1,4 +1,4 @@
-"""Charts of a page: black on nothing and two colours, which light and dark pages can show."""
+"""Charts for a page: transparent, in black and two colours, for light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,18 +25,18 @@ def _chart(x: str, y: str) -> tuple[Figure, Axes]:
 def _dots(x: np.ndarray, dice: np.ndarray, label: str) -> tuple[Figure, Axes]:
   figure, axes = _chart(label, "Dice")
   axes.plot(x, dice, "o", color=BLUE, alpha=0.6, markersize=4, markeredgewidth=0)
-  # Most cases lie near 1: an axis down to 0 would press them together.
+  # Most cases are near 1; an axis down to 0 would squeeze them together.
   axes.set_ylim(np.floor(10 * np.min(dice, initial=0.9)) / 10 - 0.02, 1.02)
   return figure, axes
 
 
 def histogram(values: np.ndarray, label: str, end: float) -> Figure:
-  """Draws how a score spreads over cases, with its mean and median.
+  """Draws the distribution of a score over cases, with mean and median.
 
   Args:
     values: [N] finite, 0 to end; N may be 0.
-    label: of the score.
-    end: of the axis.
+    label: label of the score.
+    end: end of the axis.
 
   Returns:
     The chart.
@@ -54,13 +54,13 @@ def histogram(values: np.ndarray, label: str, end: float) -> Figure:
 def dice_by_difficulty(
   x: np.ndarray, dice: np.ndarray, label: str, means: Sequence[tuple[float, float, float]]
 ) -> Figure:
-  """Draws the Dice of each case against what makes cases hard, and the mean of each part.
+  """Draws the Dice of each case against a measure of difficulty, and the mean of each tercile.
 
   Args:
-    x: [N], nan where it is unknown.
+    x: [N] measure of difficulty, nan if unknown.
     dice: [N], 0 to 1.
-    label: of x.
-    means: (from, to, mean Dice) of each part of the cases.
+    label: label of x.
+    means: (from, to, mean Dice) of each tercile.
 
   Returns:
     The chart.
@@ -72,30 +72,30 @@ def dice_by_difficulty(
 
 
 def dice_by_confidence(confidence: np.ndarray, dice: np.ndarray, below: float) -> Figure:
-  """Draws the Dice of each case against the one that its network expected.
+  """Draws the Dice of each case against the expected Dice, which is its confidence.
 
   Args:
-    confidence: [N], 0 to 1, nan where it is unknown.
+    confidence: [N], 0 to 1, nan if unknown.
     dice: [N], 0 to 1.
-    below: cases of lower confidence are to be looked at.
+    below: cases with a lower confidence need review.
 
   Returns:
-    The chart, from the lowest confidence on.
+    The chart; its axis starts at the lowest confidence.
   """
   figure, axes = _dots(confidence, dice, "confidence")
   axes.axline((1, 1), slope=1, color="black", linewidth=1, linestyle=":", label="as expected")
-  axes.axvline(below, color=ORANGE, linewidth=1.5, label="to be looked at below")
+  axes.axvline(below, color=ORANGE, linewidth=1.5, label="review below")
   axes.set_xlim(confidence[np.isfinite(confidence)].min(initial=below) - 0.02, 1.02)
   axes.legend(frameon=False)
   return figure
 
 
 def reliability(predicted: Sequence[float], observed: Sequence[float]) -> Figure:
-  """Draws how often pixels are lesion that a network calls so with a probability.
+  """Draws a reliability diagram: observed frequency of lesion against predicted probability.
 
   Args:
     predicted: mean probability of each bin.
-    observed: share of its pixels that is lesion.
+    observed: fraction of each bin's pixels that are lesion.
 
   Returns:
     The chart.
@@ -109,15 +109,15 @@ def reliability(predicted: Sequence[float], observed: Sequence[float]) -> Figure
 
 
 def training_curve(rows: Sequence[Mapping[str, Any]], name: str, label: str) -> Figure | None:
-  """Draws a figure of training and validation over epochs.
+  """Draws a metric of training and validation over epochs.
 
   Args:
-    rows: of `metrics.jsonl`.
-    name: of the figure; rows without it are left out.
-    label: of the figure.
+    rows: rows of `metrics.jsonl`.
+    name: name of the metric; rows without it are left out.
+    label: label of the metric.
 
   Returns:
-    The chart, or None if no row has the figure.
+    The chart, or None if no row has the metric.
   """
   known = [row for row in rows if row.get(name) is not None]
   figure, axes = _chart("epoch", label)

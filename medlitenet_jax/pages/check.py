@@ -1,4 +1,4 @@
-"""What a check of a data set shows: its figures, its tables and its sheet of pictures."""
+"""Output of a check of a data set: summary, tables and a sheet of pictures."""
 
 import collections
 import dataclasses
@@ -18,26 +18,26 @@ from medlitenet_jax.system import tables
 
 logger = logging.getLogger(__name__)
 
-NEARLY_FULL = 0.95  # of the frame; such a mask leaves hardly any skin to tell the lesion from
+NEARLY_FULL = 0.95  # fraction of the frame; such a mask leaves hardly any skin
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-SAMPLE = 12  # cases of each split on the sheet
-MOST_ODD = 48  # odd cases on it; problems.csv lists all
-PICTURE = 256  # pixels, longer side, on the sheet
+SAMPLE = 12  # number of sample cases of each split on the sheet
+MAX_UNUSUAL = 48  # unusual cases on the sheet; problems.csv lists all
+PICTURE = 256  # longer side of a picture on the sheet, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What is kept of a case once it has been read; the photograph is not.
+  """What is kept of a case after reading it, without the photograph.
 
   Attributes:
-    split: of the case.
-    index: place in its source.
-    case_id: its name.
+    split: the case's split.
+    index: position in its source.
+    case_id: name of the case.
     height: in pixels.
     width: in pixels.
-    lesion: fraction of the frame.
-    digest: of the pixels.
-    thumbnail: as `duplicates.thumbnail` makes it.
+    lesion: fraction of the frame that is lesion.
+    digest: hash of the pixels.
+    thumbnail: see `duplicates.thumbnail`.
   """
 
   split: str
@@ -59,13 +59,13 @@ def summary(
   """Counts cases and problems.
 
   Args:
-    config: resolved.
-    sources: the splits.
-    readings: of the cases that could be read.
-    problems: all.
+    config: resolved configuration.
+    sources: source of each split.
+    readings: readings of the cases that could be read.
+    problems: all problems.
 
   Returns:
-    What `check.json` holds.
+    The content of `check.json`.
   """
   splits = {}
   for split, source in sources.items():
@@ -97,15 +97,15 @@ def summary(
 def sheet(
   sources: Mapping[str, Source], readings: Sequence[Reading], pairs: Sequence[Pair]
 ) -> list[tuple[str, list[tuple[str, np.ndarray, np.ndarray]]]]:
-  """Chooses what a person should see: a sample of each split, odd cases, copies.
+  """Chooses cases to look at: a sample of each split, unusual masks and duplicates.
 
   Args:
-    sources: read once more for the pictures.
-    readings: what is known of the cases.
-    pairs: those that show the same picture.
+    sources: source of each split, read again for the pictures.
+    readings: readings of the cases.
+    pairs: pairs of cases that show the same picture.
 
   Returns:
-    Groups as `figures.draw_cases` takes them.
+    Groups for `figures.draw_cases`.
   """
   groups = {}
   for split in sources:
@@ -113,16 +113,16 @@ def sheet(
     if rows:
       spread = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(int)
       groups[f"{split}, from the smallest lesion to the largest"] = [rows[i] for i in spread]
-  odd = [r for r in readings if not 0 < r.lesion < NEARLY_FULL]
-  if odd:
-    shown = f", {MOST_ODD} of {len(odd)}" if len(odd) > MOST_ODD else ""
-    groups[f"empty, full or nearly full{shown}"] = odd[:MOST_ODD]
+  unusual = [r for r in readings if not 0 < r.lesion < NEARLY_FULL]
+  if unusual:
+    shown = f", {MAX_UNUSUAL} of {len(unusual)}" if len(unusual) > MAX_UNUSUAL else ""
+    groups[f"empty, full or nearly full{shown}"] = unusual[:MAX_UNUSUAL]
   both = [(readings[pair.first], readings[pair.second]) for pair in pairs]
   both.sort(key=lambda pair: pair[0].split == pair[1].split)
   if both:
-    shown = f", {MOST_ODD // 2} of {len(both)} pairs" if len(both) > MOST_ODD // 2 else ""
+    shown = f", {MAX_UNUSUAL // 2} of {len(both)} pairs" if len(both) > MAX_UNUSUAL // 2 else ""
     title = f"the same picture twice, those in two splits first{shown}"
-    groups[title] = [reading for pair in both[: MOST_ODD // 2] for reading in pair]
+    groups[title] = [reading for pair in both[: MAX_UNUSUAL // 2] for reading in pair]
 
   def picture(reading: Reading) -> tuple[str, np.ndarray, np.ndarray]:
     case = sources[reading.split][reading.index]
@@ -153,5 +153,5 @@ def show(summary: Mapping[str, Any], output: Path) -> None:
   if counts:
     print("\n" + tables.table(("found", "count", "effect"), counts))
   else:
-    print("\nNothing to complain of.")
+    print("\nNo problems found.")
   logger.info("Sizes are height x width, lesions fractions of the frame: %s", output)

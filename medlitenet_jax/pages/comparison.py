@@ -1,4 +1,4 @@
-"""The page and the tables of several evaluations of the same cases side by side."""
+"""The page and the tables that compare several evaluations of the same cases."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ TESTED = ("dice", "iou", "threshold_jaccard", "hd95")
 
 
 class Evaluation(NamedTuple):
-  """One evaluation as its folder has it.
+  """An evaluation, read from its folder.
 
   Attributes:
-    name: short, and not like another's.
+    name: short, unique name.
     folder: `eval/SPLIT` of a run.
-    summary: of `summary.json`.
+    summary: content of `summary.json`.
     cases: rows of `cases.csv` by case.
   """
 
@@ -29,12 +29,12 @@ class Evaluation(NamedTuple):
   cases: dict[str, dict[str, str]]
 
   def column(self, score: str) -> np.ndarray:
-    """[N] float64 scores of the cases in order of their names; nan where one is undefined."""
+    """[N] float64 scores of the cases, sorted by name; nan where undefined."""
     return np.array([float(self.cases[case_id][score]) for case_id in sorted(self.cases)])
 
 
 def _results_table(evaluations: Sequence[Evaluation]):
-  """A row an evaluation, with its protocol and the command that made it."""
+  """One row per evaluation, with its protocol and command."""
   columns = ("evaluation", "Dice", "IoU", "threshold Jaccard", "HD95, px", "protocol", "command")
   return columns, [_results_row(evaluation) for evaluation in evaluations]
 
@@ -82,7 +82,7 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]):
 
 
 def _body(evaluations, result, pictures) -> Html:
-  """The page between its title and its end."""
+  """The body of the page."""
   columns, rows = _results_table(evaluations)
   scores = html_table(columns[:-2], [row[:-2] for row in rows])
   protocols = [
@@ -105,8 +105,8 @@ def _body(evaluations, result, pictures) -> Html:
     ]
   if result["tests"]:
     note = (
-      "Each case is scored by both; the interval is a percentile bootstrap of the mean difference, "
-      "p the Wilcoxon signed-rank test's, adjusted for the number of tests by Holm's method."
+      "Both evaluations score each case. The interval is a percentile bootstrap of the mean "
+      "difference; p is from the Wilcoxon signed-rank test, adjusted for multiple tests by Holm."
     )
     parts += [
       tag("h2", "Paired tests over cases"),

@@ -1,4 +1,4 @@
-"""The page of an evaluation, `report.html`: what `summary.json` and `cases.csv` say, to look at."""
+"""The page of an evaluation, `report.html`, made from `summary.json` and `cases.csv`."""
 
 import html
 import itertools
@@ -27,40 +27,40 @@ LABELS = {
   "assd": "ASSD (px)",
   "boundary_f": "Boundary F",
 }
-PIXEL_SCORES = ("hd95", "assd")
-COUNTED = tuple(LABELS)[:6]  # from counts of pixels, which can be pooled
+PIXEL_SCORES = ("hd95", "assd")  # in pixels
+COUNTED = tuple(LABELS)[:6]  # computed from pixel counts, so they can be pooled
 HEADLINES = ("dice", "iou", "sensitivity", "specificity", "hd95", "boundary_f")
-DIFFICULTIES = {  # column of `cases.csv`: its name and what it is multiplied by
+DIFFICULTIES = {  # {column of `cases.csv`: (label, factor that the values are multiplied by)}
   "lesion_fraction": ("Lesion, % of the photograph", 100),
   "contrast": ("Contrast, CIELAB", 1),
 }
 TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 TERMS = {
-  "TP, FP, FN, TN": "pixels of a case: lesion found, skin called lesion, lesion missed, skin left "
-  "alone. A ratio with nothing in its denominator is 1.",
+  "TP, FP, FN, TN": "numbers of pixels of a case: lesion found, skin called lesion, lesion missed, "
+  "skin called skin. A ratio with a denominator of 0 is 1.",
   "Dice": "2 TP / (2 TP + FP + FN).",
   "IoU": "TP / (TP + FP + FN), also called Jaccard index.",
   "Accuracy": "(TP + TN) / all pixels.",
   "Sensitivity": "TP / (TP + FN), the share of the lesion that was found.",
-  "Specificity": "TN / (TN + FP), the share of the skin that was left alone.",
+  "Specificity": "TN / (TN + FP), the share of the skin that was called skin.",
   "Threshold Jaccard": "IoU of a case, or 0 where it is under 0.65.",
   "HD95": "95th percentile of the distances from each border pixel of either mask to the nearest "
   "one of the other, in pixels of the photograph. Undefined where one mask is empty.",
   "ASSD": "mean of the same distances, in pixels of the photograph. Undefined where one mask is "
   "empty.",
-  "Boundary F": "harmonic mean of the share of the predicted border that lies near the true one "
+  "Boundary F": "harmonic mean of the share of the predicted border that is near the true one "
   f"and the share the other way round; near is {100 * BOUNDARY_TOLERANCE:g} % of the photograph's "
   "diagonal.",
   "Mean ± standard deviation": "over cases; the deviation is that of the cases, not of the mean.",
-  "95 % interval": "of the mean, by resampling the cases. It says how much the mean hangs on which "
-  "cases were drawn, and nothing of photographs from elsewhere.",
-  "Third": "of the cases, sorted by the figure that heads the table.",
+  "95 % interval": "of the mean, by resampling the cases. It shows how much the mean depends on "
+  "the choice of cases, and says nothing about photographs from other sources.",
+  "Third": "a third of the cases, sorted by the quantity that heads the table.",
   "Contrast": "distance of the mean colours on the two sides of the true border in CIELAB; about 2 "
   "is just visible, black against white is 100.",
-  "Calibration": "how many of the pixels called lesion with a probability are lesion. The expected "
-  "calibration error is the mean distance of the two, weighted by pixels.",
-  "Confidence": "the Dice that the network's own probabilities lead one to expect of its mask; no "
-  "truth is needed for it.",
+  "Calibration": "whether pixels with a given predicted probability are lesion that often. The "
+  "expected calibration error is the mean difference of the two, weighted by pixels.",
+  "Confidence": "the Dice to expect of the network's mask if its probabilities are right; it needs "
+  "no truth.",
   "Uncertainty": "entropy of a pixel's probability: 0 bit where the network is sure, 1 bit where "
   "it gives lesion and skin the same probability.",
 }
@@ -76,17 +76,17 @@ def write_page(
   """Writes the page of an evaluation.
 
   Args:
-    path: of the file; its folder exists.
-    summary: as `summary.json` holds it.
-    rows: of `cases.csv`; nan or None where a figure is undefined.
-    groups: cases to be shown, by title; the same case may be in several.
+    path: path of the file; its folder must exist.
+    summary: content of `summary.json`.
+    rows: rows of `cases.csv`; nan or None where a value is undefined.
+    groups: cases to show, by title; a case may be in several.
     curves: rows of the run's `metrics.jsonl`; may be empty.
   """
   protocol = summary["protocol"]
   cases, anchors = case_groups(groups)
   sections = {
     "Scores": _scores(summary),
-    "How the cases spread": _spread(rows),
+    "Distribution over cases": _spread(rows),
     "Size of the lesion, and contrast": _difficulty(summary["terciles"], rows),
     "Effect of each step": _steps(summary["steps"]),
     "Other ways of scoring": _other_ways(summary),
@@ -150,7 +150,7 @@ def _interval(figures, score: str) -> str:
 
 
 def _score_cell(figures, score: str) -> Html:
-  """Mean, deviation, interval and what is undefined, in one cell."""
+  """Mean, deviation, interval and number of undefined cases, in one cell."""
   notes = [interval for interval in [_interval(figures, score)] if interval != EMPTY]
   if figures.get("undefined"):
     notes.append(f"{figures['undefined']} undefined")
@@ -191,7 +191,7 @@ def _column(rows, name: str) -> np.ndarray:
   return np.array([math.nan if row.get(name) is None else row[name] for row in rows], np.float64)
 
 
-def _plate(figure: Figure, alt: str, caption: str) -> Html:
+def _captioned(figure: Figure, alt: str, caption: str) -> Html:
   return tag("figure", svg(figure, alt), tag("figcaption", caption))
 
 
@@ -205,14 +205,14 @@ def _histogram(rows, score: str) -> Html:
   label, column = LABELS[score], _column(rows, score)
   values = column[np.isfinite(column)]
   end = max(1.0, values.max(initial=0)) if score in PIXEL_SCORES else 1.0
-  caption = f"{label}: no case has it"
+  caption = f"{label}: undefined in all cases"
   if values.size:
     mean, median = (_number(middle(values), score) for middle in (np.mean, np.median))
     caption = f"{label}: mean {mean}, median {median}"
     if values.size < len(rows):
       caption += f"; undefined in {_counted(len(rows) - values.size, 'case')}"
   chart = charts.histogram(values, label, end)
-  return _plate(chart, f"Histogram of {label} over cases", caption)
+  return _captioned(chart, f"Histogram of {label} over cases", caption)
 
 
 def _difficulty(terciles, rows) -> Html:
@@ -223,16 +223,16 @@ def _difficulty(terciles, rows) -> Html:
     scores = [third["scores"] for third in thirds]
     means = [(*end, of["dice"]["mean"]) for end, of in zip(ends, scores, strict=True)]
     x, dice = factor * _column(rows, name), _column(rows, "dice")
-    plate = _plate(
+    chart = _captioned(
       charts.dice_by_difficulty(x, dice, label, means),
       f"Dice of each case against {label}",
-      "A dot is a case, a line the mean Dice of a third of the cases.",
+      "Each dot is a case, each line the mean Dice of a third of the cases.",
     )
     known = [score for score in LABELS if all(score in of for of in scores)] if scores else []
     lines = [(LABELS[score], *(_score_cell(of[score], score) for of in scores)) for score in known]
     columns = (label, *(f"{start:.1f} to {end:.1f}" for start, end in ends))
     table = html_table(columns, [("Cases", *(third["cases"] for third in thirds)), *lines])
-    parts += [tag("h3", label), tag("div", plate, table, class_="beside")]
+    parts += [tag("h3", label), tag("div", chart, table, class_="beside")]
   return join(*parts)
 
 
@@ -246,7 +246,7 @@ def _steps(steps) -> Html:
     for step, change in zip(steps, changes, strict=True)
   ]
   columns = ("After", "Change of Dice", *(LABELS[score] for score in COUNTED))
-  note = "Each step works on the mask that the one before it left."
+  note = "Each step is applied to the result of the step before it."
   return join(tag("p", note), html_table(columns, lines))
 
 
@@ -265,8 +265,8 @@ def _other_ways(summary) -> Html:
   ]
   ways = ("Per case, own size", "All pixels, own size", f"Per case, {size}", f"All pixels, {size}")
   note = (
-    "For comparison with papers that score so. The scores of this page are those of the first "
-    f"column: each case at its photograph's own size. {size} is the size of the network's maps."
+    "For comparison with papers that score in these ways. This page uses the first column: each "
+    f"case at the photograph's own size. {size} is the size of the network's maps."
   )
   return join(tag("p", note), html_table(("Score", *ways), lines))
 
@@ -285,8 +285,8 @@ def _calibration(calibration) -> Html:
     for b in bins
   ]
   columns = ("Probability", "Pixels", "Mean probability", "Share that is lesion")
-  plate = _plate(chart, "Reliability diagram", f"Expected calibration error {error}")
-  return tag("div", plate, html_table(columns, lines), class_="beside")
+  diagram = _captioned(chart, "Reliability diagram", f"Expected calibration error {error}")
+  return tag("div", diagram, html_table(columns, lines), class_="beside")
 
 
 def _confidence(summary, rows, anchors) -> Html:
@@ -295,30 +295,30 @@ def _confidence(summary, rows, anchors) -> Html:
   chart = charts.dice_by_confidence(_column(rows, "confidence"), _column(rows, "dice"), below)
   caption = f"Spearman's rank correlation of confidence and Dice: {number(confidence['spearman'])}"
   lines = [
-    (f"Under {below}, to be looked at", len(review), number(confidence["review_mean_dice"])),
+    (f"Under {below}, for review", len(review), number(confidence["review_mean_dice"])),
     ("The rest", summary["cases"] - len(review), number(confidence["rest_mean_dice"])),
   ]
   table = html_table(("Confidence", "Cases", "Mean Dice"), lines)
   listed = (
     join(tag("p", "Lowest confidence first:"), case_names(review, anchors)) if review else Html()
   )
-  plate = _plate(chart, "Dice of each case against the network's confidence", caption)
-  return tag("div", plate, tag("div", table, listed), class_="beside")
+  figure = _captioned(chart, "Dice of each case against the network's confidence", caption)
+  return tag("div", figure, tag("div", table, listed), class_="beside")
 
 
 def _training(curves) -> Html:
   labels = {"loss": "Loss", "dice": LABELS["dice"], "iou": LABELS["iou"]}
   drawn = {label: charts.training_curve(curves, name, label) for name, label in labels.items()}
-  plates = [
-    _plate(chart, f"{label} of training and validation", f"{label} over epochs")
+  figures = [
+    _captioned(chart, f"{label} of training and validation", f"{label} over epochs")
     for label, chart in drawn.items()
     if chart is not None
   ]
-  return tag("div", *plates, class_="charts") if plates else Html()
+  return tag("div", *figures, class_="charts") if figures else Html()
 
 
 def _cell(value) -> Html:
-  """A value of the protocol: text, a list of texts, or named values within it."""
+  """A value of the protocol: text, a list of texts, or a nested list of named values."""
   if isinstance(value, Mapping):
     pairs = (tag("div", tag("dt", _words(k)), tag("dd", _cell(v))) for k, v in value.items())
     return tag("dl", *pairs)

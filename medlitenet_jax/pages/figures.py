@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
 from medlitenet_jax.system.files import named_errors
 
-matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is no formula
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is not a formula
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-  """Writes a figure as PNG; its folder is made."""
+  """Writes a figure as PNG and creates its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with named_errors(path), warnings.catch_warnings():
-    # The fonts at hand lack letters that a case may be named with; a box stands for each.
+    # Names of cases may have letters that the fonts lack; those are drawn as boxes.
     warnings.filterwarnings("ignore", "Glyph .* missing from font")
     FigureCanvasAgg(figure).print_png(str(path))
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
-  """Draws a run's loss and scores over epochs, as the paper's Fig. 6.
+  """Draws a run's loss and scores over epochs, like the paper's Fig. 6.
 
   Args:
     rows: lines of `metrics.jsonl`.
@@ -65,7 +65,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], workdir: Path) -> Path:
 
 
 def draw_grid(cases: Sequence[Any], path: Path) -> None:
-  """Draws a row a case: photograph, truth, prediction, both outlines, as the paper's Fig. 5.
+  """Draws one row per case: photograph, truth, prediction, both outlines (paper's Fig. 5).
 
   Args:
     cases: each with `row` (case_id and dice), `image` [H, W, 3] uint8, `truth` and `prediction`
@@ -91,14 +91,14 @@ def _both_outlines(case) -> np.ndarray:
 
 
 def draw_failures(cases: Sequence[Any], path: Path) -> None:
-  """Draws where borders were missed most, as the paper's Fig. 7.
+  """Draws where borders were missed most, like the paper's Fig. 7.
 
-  A row a case: the photograph with both outlines; the square around the place where they lie
-  farthest apart, with and without them; and the network's uncertainty there.
+  One row per case: the photograph with both outlines; a square around the place where they are
+  farthest apart, without and with them; and the network's uncertainty there.
 
   Args:
-    cases: as for `draw_grid`, with `uncertainty` [S, S] float32, bits; `row` has hd95 and contrast.
-    path: of the PNG.
+    cases: see `draw_grid`, plus `uncertainty` [S, S] float32, bits; `row` has hd95 and contrast.
+    path: path of the PNG.
   """
   titles = ("Truth (green), prediction (yellow)", "Worst part", "With outlines", "Uncertainty")
   figure = Figure(figsize=(9.6, 2.45 * max(1, len(cases))), layout="constrained")
@@ -126,13 +126,13 @@ def draw_failures(cases: Sequence[Any], path: Path) -> None:
 
 
 def draw_side_by_side(cases: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-  """Draws a row a case: photograph, truth and every network's prediction, as the paper's Fig. 5.
+  """Draws one row per case: photograph, truth and each network's prediction (paper's Fig. 5).
 
   Args:
-    cases: each with "case" (case_id, image [H, W, 3] uint8, mask [H, W]), "predictions", a mask of
-      each network, and "dice", a number of each.
-    names: of the networks.
-    path: of the PNG.
+    cases: each with "case" (case_id, image [H, W, 3] uint8, mask [H, W]), and "predictions" and
+      "dice", a mask and a number for each network.
+    names: names of the networks.
+    path: path of the PNG.
   """
   titles = ("Photograph", "Truth", *names)
   figure = Figure(figsize=(2.4 * len(titles), 2.5 * len(cases)), layout="constrained")
@@ -154,8 +154,8 @@ def draw_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
   """Draws the training loss and the validation scores of several runs over epochs.
 
   Args:
-    runs: lines of each run's `metrics.jsonl` by its name.
-    path: of the PNG.
+    runs: {name of the run: lines of its `metrics.jsonl`}.
+    path: path of the PNG.
   """
   figure = Figure(figsize=(11, 3.4), layout="constrained")
   panels = figure.subplots(1, 3)
@@ -175,9 +175,9 @@ def draw_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
 
 
 def _farthest_part(truth: np.ndarray, prediction: np.ndarray) -> tuple[slice, slice]:
-  """The square around the disputed pixel that lies farthest from what is agreed on."""
-  disputed = truth != prediction
-  depth = cv2.distanceTransform(disputed.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+  """The square around the differing pixel that is farthest from any pixel where masks agree."""
+  differing = (truth != prediction).astype(np.uint8)
+  depth = cv2.distanceTransform(differing, cv2.DIST_L2, cv2.DIST_MASK_5)
   y, x = np.unravel_index(np.argmax(depth), depth.shape)
   side = max(16, min(truth.shape) // 3)
 
@@ -197,10 +197,10 @@ def draw_sheet(
   """Draws rows of photographs with the outlines of their masks.
 
   Args:
-    rows: (label, [(image [S, S, 3] uint8, mask [S, S] uint8), ...]) each, all of one length.
-    path: of the PNG.
-    titles: of the columns; none or all.
-    side: of a picture, in hundreds of pixels.
+    rows: each (label, [(image [S, S, 3] uint8, mask [S, S] uint8), ...]), all of the same length.
+    path: path of the PNG.
+    titles: titles of the columns, or none.
+    side: side of a picture, in hundreds of pixels.
   """
   columns = len(rows[0][1])
   figure = Figure(figsize=(side * columns + 1, side * len(rows)), layout="constrained")

@@ -1,7 +1,7 @@
-"""Pages that a browser shows without network and scripts: elements, tables, charts, pictures.
+"""Self-contained pages without scripts: elements, tables, charts and pictures.
 
-Every element goes through `tag`, which escapes what is not `Html`. Charts are drawn in black, which
-`svg` turns into the page's own ink, so that they fit a light page and a dark one.
+Every element is made by `tag`, which escapes everything that is not `Html`. Charts are drawn in
+black, which `svg` replaces by the page's text colour, so that they fit light and dark pages.
 """
 
 import base64
@@ -21,21 +21,21 @@ from matplotlib.figure import Figure
 
 from medlitenet_jax.data.images.resize import resize_image
 
-LONGEST_SIDE = 480  # px of a picture in a page
+LONGEST_SIDE = 480  # longest side of a picture in a page, in pixels
 STYLE_FILE = "html.css"
 SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-EMPTY = "\N{EN DASH}"  # stands where a number is undefined
+EMPTY = "\N{EN DASH}"  # shown for an undefined number
 _NUMBER = re.compile(rf"[+-]?\d|{EMPTY}$")
 
 
 class Html(str):
-  """Text that is HTML already; any other is escaped where it becomes part of an element."""
+  """Text that is already HTML; `tag` escapes any other text."""
 
   __slots__ = ()
 
 
 def join(*parts: Html) -> Html:
-  """Puts pieces of HTML one after another."""
+  """Concatenates pieces of HTML."""
   return Html("".join(parts))
 
 
@@ -43,9 +43,9 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
   """Writes an element.
 
   Args:
-    name: of the element.
-    *content: `Html` as it stands, anything else as escaped text.
-    **attributes: by name; an underscore at its end is dropped, any other becomes a hyphen.
+    name: name of the element.
+    *content: `Html` is inserted unchanged, anything else as escaped text.
+    **attributes: by name; a trailing underscore is dropped, others become hyphens.
 
   Returns:
     The element with its end tag.
@@ -59,19 +59,20 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """Writes a number, or `EMPTY` where it is None or not finite."""
+  """Formats a number, or returns `EMPTY` if it is None or not finite."""
   return EMPTY if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def page(title: str, body: str) -> str:
-  """Makes a document that needs nothing but itself.
+  """Makes a self-contained document.
 
   Args:
-    title: as text.
-    body: as HTML.
+    title: plain text.
+    body: HTML.
 
   Returns:
-    The document, in English, with its style sheet; scripts and requests are forbidden in it.
+    The document, in English, with its style sheet; its security policy forbids scripts and
+    requests.
   """
   style = importlib.resources.files(__package__).joinpath(STYLE_FILE).read_text(encoding="utf-8")
   return "\n".join(
@@ -80,21 +81,21 @@ def page(title: str, body: str) -> str:
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
       f'<meta http-equiv="Content-Security-Policy" content="{SECURITY}">',
       tag("title", title),
-      '<link rel="icon" href="data:,">',  # without one a browser asks the server for it
+      '<link rel="icon" href="data:,">',  # otherwise browsers request an icon from the server
       f"<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
     )
   )
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
-  """Lays out a table in a box of its own, in which it scrolls where it is too wide.
+  """Makes a table in a box that scrolls if the table is too wide.
 
   Args:
-    columns: their names.
-    rows: a cell a column, `Html` or anything that is shown as its text; the first names the row.
+    columns: names of the columns.
+    rows: one cell per column, `Html` or anything with a text form; the first cell names the row.
 
   Returns:
-    The box; columns of numbers stand to the right, and `EMPTY` counts as one.
+    The box. Columns of numbers, including `EMPTY`, are right-aligned.
   """
   cells = [list(row) for row in rows]
   classes = [
@@ -113,50 +114,50 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
 
 
 def svg(figure: Figure, alt: str = "") -> Html:
-  """Draws a figure as an element of the page; the same figure gives the same bytes.
+  """Renders a figure as an SVG element; the same figure gives the same bytes.
 
   Args:
-    figure: with black ink on nothing, and whatever colours its data have.
-    alt: what it shows, for those who cannot see it; without, it counts as ornament.
+    figure: transparent, with black text and lines; data in any colours.
+    alt: alternative text; empty for a decorative figure.
 
   Returns:
-    The element; its ids are those of no figure with other content.
+    The element; its ids differ from those of figures with other content.
   """
-  nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+  no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
   file = io.StringIO()
   with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
   drawn = file.getvalue()
   drawn = drawn[drawn.index("<svg") :].rstrip().replace("#000000", "currentColor")
-  # Its style sheet would hold for the whole page, its groups' ids are the same in every figure.
+  # Its style sheet would apply to the whole page, and the ids of its groups repeat in every figure.
   drawn = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", drawn, count=1, flags=re.DOTALL)
   drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
   drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn)
-  own = f"s{hashlib.sha256(drawn.encode()).hexdigest()[:8]}-"
-  drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}", drawn)
+  prefix = f"s{hashlib.sha256(drawn.encode()).hexdigest()[:8]}-"
+  drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", drawn)
   label = f'role="img" aria-label="{html.escape(alt)}"' if alt else 'aria-hidden="true"'
   return Html(drawn.replace("<svg", f"<svg {label}", 1))
 
 
 def picture_size(height: int, width: int) -> tuple[int, int]:
-  """Height and width, in pixels, of an image of this size in a page: as it is, or smaller."""
+  """(height, width) in pixels at which a page shows an image: unchanged, or reduced."""
   shrink = min(1.0, LONGEST_SIDE / max(height, width))
   return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
 def picture(image: np.ndarray, alt: str) -> Html:
-  """Puts a picture into the page, as JPEG of at most `LONGEST_SIDE`.
+  """Embeds a picture as JPEG, reduced to at most `LONGEST_SIDE`.
 
   Args:
     image: [H, W, 3] uint8 RGB of any size.
-    alt: what it shows; empty for an ornament.
+    alt: alternative text; empty for a decorative picture.
 
   Returns:
-    The element, as wide as the picture unless the style sheet says otherwise.
+    The element; it has the size of the picture unless the style sheet overrides it.
   """
   image = resize_image(image, *picture_size(*image.shape[:2]))
   options = [cv2.IMWRITE_JPEG_QUALITY, 88]
-  # Thin coloured lines would bleed if colours had half the resolution.
+  # No chroma subsampling, which would blur thin coloured lines.
   options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
   encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
   data = base64.b64encode(encoded.tobytes()).decode()

@@ -1,5 +1,6 @@
-"""How sure a map of probabilities is: of each pixel, and of the mask made from it."""
+"""Confidence of a probability map: per pixel, and for the mask made from it."""
 
+import chex
 import numpy as np
 
 
@@ -10,25 +11,26 @@ def entropy_bits(probs: np.ndarray) -> np.ndarray:
     probs: float array of any shape, in [0, 1].
 
   Returns:
-    The same shape, float32: 0 where the network is sure, 1 bit where it says one half.
+    The same shape, float32, in bits: 0 for a probability of 0 or 1, 1 for one half.
   """
   p = np.clip(probs.astype(np.float32), 1e-7, 1 - 1e-7)
   return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 
 def expected_dice(probs: np.ndarray, mask: np.ndarray) -> float:
-  """Dice that a mask can be expected to reach if the probabilities hold.
+  """Dice to expect of a mask, if the probabilities are right; used as a case's confidence.
 
-  The ratio of the expected numerator to the expected denominator of Dice when each pixel is lesion
-  with its probability; it needs no truth, and serves as a case's confidence.
+  It is the expected numerator of Dice over its expected denominator, where each pixel is lesion
+  with its probability. No ground truth is needed.
 
   Args:
     probs: [S, S] in [0, 1].
-    mask: [S, S], 0 or 1, the prediction made from them.
+    mask: [S, S], 0 or 1, the prediction made from `probs`.
 
   Returns:
-    In [0, 1]; 1 where neither mask nor probabilities hold any lesion.
+    In [0, 1]; 1 if the mask and the probabilities are all 0.
   """
-  whole = float(np.sum(mask, dtype=np.float64) + np.sum(probs, dtype=np.float64))
-  agreeing = float(np.sum(probs * mask, dtype=np.float64))
-  return 2 * agreeing / whole if whole > 0 else 1.0
+  chex.assert_equal_shape([probs, mask])
+  total = float(np.sum(mask, dtype=np.float64) + np.sum(probs, dtype=np.float64))
+  overlap = float(np.sum(probs * mask, dtype=np.float64))
+  return 2 * overlap / total if total > 0 else 1.0

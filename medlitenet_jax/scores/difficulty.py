@@ -1,4 +1,4 @@
-"""What makes a case hard: a small lesion, or one that stands out little from the skin around it."""
+"""What makes a case hard: a small lesion, or one with little contrast to the skin around it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-BAND_FRACTION = 0.05  # of the side, on either side of the border
+BAND_FRACTION = 0.05  # width of the band on each side of the border, over the image's longer side
 
 
 def border_contrast(image: np.ndarray, mask: np.ndarray) -> float:
-  """How much lesion and skin differ in colour on the two sides of the border.
+  """Colour difference between lesion and skin near the border.
 
   Args:
     image: [S, S, 3] uint8 RGB.
     mask: [S, S] uint8, 0 or 1.
 
   Returns:
-    Distance of the two mean colours in CIELAB (CIE 1976), over the pixels that lie within
-    `BAND_FRACTION` of the side from the border; about 2 is just visible, black against white 100.
-    nan without a border.
+    Distance in CIELAB (CIE 1976) between the mean colours of the two bands, `BAND_FRACTION` wide,
+    inside and outside the border. About 2 is just visible; black against white is 100. nan if one
+    of the bands is empty.
   """
   reach = max(1, round(BAND_FRACTION * max(mask.shape)))
   kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
@@ -32,15 +32,15 @@ def border_contrast(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 def terciles(rows: Sequence[Mapping[str, Any]], figure: str) -> list[list[Mapping[str, Any]]]:
-  """Parts the cases into those with the lowest, the middle and the highest values of a figure.
+  """Splits the cases into thirds with the lowest, middle and highest values of a column.
 
   Args:
-    rows: a mapping a case.
-    figure: name of the column to sort by; cases without it (nan) are in no tercile.
+    rows: one mapping per case.
+    figure: name of the column; cases where it is nan are left out.
 
   Returns:
-    The rows of each tercile that has one, in order of the figure; their numbers differ by one at
-    most.
+    The rows of each non-empty tercile, sorted by the column; the terciles' sizes differ by at most
+    one.
   """
   known = [row for row in rows if np.isfinite(row[figure])]
   order = sorted(known, key=lambda row: row[figure])

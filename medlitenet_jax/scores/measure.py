@@ -1,7 +1,7 @@
-"""Size and shape of a segmented lesion: what `measurements.csv` says of one photograph.
+"""Size and shape of a segmented lesion: one row of `measurements.csv`.
 
-A mask is a set of unit squares, its pixels. Everything is worked out on the lesion's bounding box,
-so that a mask of 12000x9000 pixels needs a few hundred megabytes and no more.
+A mask is a set of unit squares, its pixels. Everything is computed on the lesion's bounding box, so
+that a mask of 12000x9000 pixels needs only a few hundred megabytes.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-FOLDED_SIZE = 512  # px; the longer side of a lesion that is folded is reduced to at most this
+FOLDED_SIZE = 512  # pixels; a longer lesion is reduced to at most this before it is folded
 
-# Vossepoel and Smeulders 1982: what a chain code's steps along the grid, its diagonal steps and its
-# corners count for, so that straight lines of every direction have their length on average.
+# Lengths of a chain code's steps along the grid, its diagonal steps and its corners, for which
+# straight lines have the right length on average over directions (Vossepoel and Smeulders 1982).
 EVEN_STEP, ODD_STEP, CORNER = 0.980, 1.406, -0.091
-# What a closed curve gains when it is moved from the border pixels' centres to the lesion's edge.
-# Along the rows or the columns, whichever cross the edge less aslant, that edge lies half a pixel
-# further on average; square to an edge that stands at an angle of up to 45 degrees to the grid, it
-# is cos(angle) / 2. Summed over all directions: eight times the integral over those 45 degrees.
+# Length that a closed curve gains when it moves from the centres of the border pixels out to the
+# lesion's edge. Along the grid axis closer to the edge's normal, the edge lies half a pixel further
+# out on average. Along the normal that is cos(angle) / 2, for an angle of up to 45 degrees to the
+# grid. Summed over all directions: eight times the integral over those 45 degrees.
 OUTWARDS = 2 * 2**0.5
 
 
@@ -27,27 +27,28 @@ def measure_lesion(
   """Measures a lesion.
 
   Args:
-    mask: [H, W] uint8, 0 or 1, of the photograph's own size.
-    mm_per_pixel: side of a pixel on the skin, above 0, or None if it is not known.
+    mask: [H, W] uint8, 0 or 1, at the photograph's own size.
+    mm_per_pixel: side of a pixel on the skin, above 0, or None if unknown.
 
   Returns:
-    In this order: `area_px`; `perimeter_px` (`outline_length`); `largest_diameter_px` and
-    `smallest_diameter_px` (`feret_diameters`, all regions together); `asymmetry`
-    (`fold_asymmetry`); `border_irregularity`, perimeter^2 / (4 pi area), about 1 for a disc and
-    more for anything else (compactness; Golston et al. 1992), which may come out a little under 1
-    for a few pixels; `area_fraction` of the photograph; `regions`, connected by eight neighbours;
-    `touches_frame`, 1 if the lesion may go on outside the photograph, in which case its area and
-    its diameters are lower bounds and the frame counts as outline, else 0. With `mm_per_pixel` also
-    `area_mm2`, `perimeter_mm`, `largest_diameter_mm` and `smallest_diameter_mm`. Without a lesion
-    asymmetry and irregularity are None and all else is 0.
+    In this order:
+    `area_px`;
+    `perimeter_px`, see `outline_length`;
+    `largest_diameter_px` and `smallest_diameter_px`, see `feret_diameters`, all regions together;
+    `asymmetry`, see `fold_asymmetry`;
+    `border_irregularity`, perimeter^2 / (4 pi area): about 1 for a disc, more for other shapes
+    (compactness; Golston et al. 1992), sometimes slightly under 1 for a few pixels;
+    `area_fraction`, of the photograph;
+    `regions`, connected by eight neighbours;
+    `touches_frame`: 1 if the lesion touches the frame and may continue outside it, else 0. If 1,
+    area and diameters are lower bounds and the frame counts as outline.
+    With `mm_per_pixel` also `area_mm2`, `perimeter_mm`, `largest_diameter_mm` and
+    `smallest_diameter_mm`. Without a lesion, asymmetry and irregularity are None, the rest 0.
 
   Raises:
     ValueError: if mask is not [H, W] uint8 of 0 and 1 or mm_per_pixel is not above 0.
   """
-  if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1:
-    raise ValueError(f"mask {mask.shape} {mask.dtype} must be [H, W] uint8 of 0 and 1")
-  if mm_per_pixel is not None and not mm_per_pixel > 0:
-    raise ValueError(f"mm_per_pixel is {mm_per_pixel} but must be above 0")
+  _check_arguments(mask, mm_per_pixel)
   area, regions = cv2.countNonZero(mask), 0
   length = largest = smallest = 0.0
   asymmetry = irregularity = None
@@ -55,7 +56,7 @@ def measure_lesion(
     x, y, width, height = cv2.boundingRect(mask)
     lesion = mask[y : y + height, x : x + width]
     contours, tree = cv2.findContours(lesion, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    # Its last column is the region a hole lies in, and negative for the region itself.
+    # The last column is the parent: the region that a hole lies in, or negative for a region.
     regions = int(np.count_nonzero(tree[0, :, 3] < 0))
     length = outline_length(contours, holes=len(contours) - regions)
     largest, smallest = feret_diameters(np.concatenate(contours)[:, 0])
@@ -81,22 +82,31 @@ def measure_lesion(
   return row
 
 
-def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:
-  """Length of a lesion's outlines, those of its holes included, in pixels.
+def _check_arguments(mask: np.ndarray, mm_per_pixel: float | None) -> None:
+  if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1:
+    raise ValueError(f"mask {mask.shape} {mask.dtype} must be [H, W] uint8 of 0 and 1")
+  if mm_per_pixel is not None and not mm_per_pixel > 0:
+    raise ValueError(f"mm_per_pixel is {mm_per_pixel} but must be above 0")
 
-  Each step of a contour from pixel to pixel and each change of direction counts as Vossepoel and
-  Smeulders have it (1982, "Vector code probability and metrication error in the representation of
-  straight lines of finite length"). A contour runs through the centres of border pixels, that of a
-  hole too: from there to the lesion's edge a region's outline grows by `OUTWARDS` and a hole's
-  shrinks by it. (With a plain half pixel it would be pi, 0.4 % too much for a disc of radius 10.)
-  Discs of radius 10 to 200 come out within 1.5 % and without bias. So do straight edges on average
-  over their directions; along the grid, at worst, they come out 2 % short, and the four corners of
-  a rectangle lose 1.5 pixels more.
+
+def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:
+  """Length of a lesion's outlines, including those of its holes, in pixels.
+
+  Steps from pixel to pixel and changes of direction have the lengths given by Vossepoel and
+  Smeulders (1982, "Vector code probability and metrication error in the representation of straight
+  lines of finite length"). Contours run through the centres of border pixels. To follow the
+  lesion's edge instead, the outline of a region is lengthened by `OUTWARDS` and that of a hole
+  shortened by it. (Half a pixel in every direction would give pi, 0.4 % too much for a disc of
+  radius 10.)
+
+  For discs of radius 10 to 200 the error is within 1.5 % and unbiased, as it is for straight edges
+  on average over directions. The worst case are edges along the grid: 2 % too short, and the four
+  corners of a rectangle lose another 1.5 pixels.
 
   Args:
-    contours: at least one, [N, 1, 2] int32 each, every step one to a neighbour of eight, as
-      `cv2.findContours` gives them with `CHAIN_APPROX_NONE`.
-    holes: how many of them surround a hole.
+    contours: at least one, [N, 1, 2] int32 each, every step to one of the eight neighbours, as
+      `cv2.findContours` returns them with `CHAIN_APPROX_NONE`.
+    holes: number of contours that surround a hole.
 
   Returns:
     The sum over the contours.
@@ -117,14 +127,13 @@ def outline_length(contours: Sequence[np.ndarray], holes: int) -> float:
 
 
 def feret_diameters(points: np.ndarray) -> tuple[float, float]:
-  """Largest distance between two points of a set of pixels and its smallest width.
+  """Largest diameter and smallest width of a set of pixels (Feret diameters).
 
-  Both are those of the convex hull of the pixels' corners, and exact: the largest distance is
-  between two vertices, and the narrowest pair of parallel lines that holds the hull has one of its
-  edges on a line.
+  Both are exact for the convex hull of the pixels' corners: the largest diameter joins two of its
+  vertices, and of the narrowest pair of parallel lines around it one contains an edge.
 
   Args:
-    points: [N, 2] int32 (x, y) of pixels, at least one, among them all that are furthest out.
+    points: [N, 2] int32 (x, y) of pixels, N at least 1; must include all outermost pixels.
 
   Returns:
     largest: in pixels.
@@ -141,15 +150,14 @@ def feret_diameters(points: np.ndarray) -> tuple[float, float]:
 
 
 def fold_asymmetry(mask: np.ndarray) -> float:
-  """Share of a lesion that finds no counterpart when it is folded over its principal axes.
+  """Share of a lesion that does not overlap its mirror image about its principal axes.
 
-  The lesion is folded over either principal axis through its centroid; what does not overlap,
-  |L xor mirrored L| / (2 area), is averaged over the two (Stoecker et al. 1992, "Automatic
-  detection of asymmetry in skin tumors"). A lesion over `FOLDED_SIZE` long is first averaged over
-  squares of whole pixels, and interpolation lies between the pixels of a mirrored one. A
-  symmetrical lesion has 0 where the grid is symmetrical too, and otherwise up to about 1 / (its
-  width in px). Of a lesion without a longest direction (a disc, a square) the axes hang on its last
-  pixels.
+  The lesion is mirrored about each principal axis through its centroid; the share without overlap,
+  |L xor mirrored L| / (2 area), is averaged over the two axes (Stoecker et al. 1992, "Automatic
+  detection of asymmetry in skin tumors"). A lesion longer than `FOLDED_SIZE` is first averaged over
+  squares of whole pixels; the mirror image is interpolated linearly. A symmetrical lesion gives 0
+  if its axes lie on the grid, otherwise up to about 1 / (its width in pixels). If no direction is
+  longest (a disc, a square), single pixels decide where the axes lie.
 
   Args:
     mask: [H, W] uint8, 0 or 1, not empty; the lesion's bounding box.
@@ -158,14 +166,14 @@ def fold_asymmetry(mask: np.ndarray) -> float:
     In [0, 1]; 0 for a symmetrical lesion.
   """
   cover = _reduced(mask)
-  # Not `cv2.moments`, which takes an array two pixels wide for a list of points.
+  # Not `cv2.moments`, which interprets an array two pixels wide as a list of points.
   weight = cover.sum(dtype=np.float64)
   x, y = (np.arange(length, dtype=np.float64) for length in cover.shape[::-1])
   columns, rows = (cover.sum(axis=axis, dtype=np.float64) for axis in (0, 1))
   centre = np.array([columns @ x, rows @ y]) / weight
   x, y = x - centre[0], y - centre[1]
   spread = np.array([columns @ x**2, rows @ y**2])
-  # Twice the angle of the longer axis, as a vector: the reflection needs nothing else of it.
+  # A vector at twice the angle of the longer axis, which is all that the reflection needs.
   double = np.array([spread[0] - spread[1], 2 * (y @ cover @ x)])
   strength = np.hypot(*double)
   cos, sin = double / strength if strength > 1e-9 * spread.sum() else (1.0, 0.0)
@@ -175,7 +183,7 @@ def fold_asymmetry(mask: np.ndarray) -> float:
     matrix = np.column_stack([reflection, centre - reflection @ centre])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     mirrored = cv2.warpAffine(cover, matrix, cover.shape[::-1], flags=flags)
-    # What is mirrored out of the box meets no lesion, so the overlap says all there is to say.
+    # Pixels mirrored out of the box overlap no lesion, so the overlap inside it is complete.
     shared += np.minimum(cover, mirrored).sum(dtype=np.float64) / 2
   return float(np.clip(1 - shared / weight, 0, 1))
 

@@ -1,13 +1,14 @@
-"""Scores of a segmentation: pixels counted per case, then the field's ratios of those counts.
+"""Scores of a segmentation: pixel counts per case, and the usual ratios of those counts.
 
-The rules are the ISIC challenge's: a ratio with nothing in its denominator is 1 (Dice and IoU of an
-empty prediction of an empty mask; sensitivity where there is no lesion; specificity where there is
-no skin), and the threshold Jaccard of a case is its IoU, or 0 under 0.65.
+The rules are those of the ISIC challenge. A ratio with a denominator of 0 is 1: Dice and IoU of an
+empty prediction of an empty mask, sensitivity without lesion, specificity without skin. The
+threshold Jaccard of a case is its IoU, or 0 if that is under 0.65.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ JACCARD_THRESHOLD = 0.65
 
 
 class Confusion(NamedTuple):
-  """Pixels of each case: lesion found, skin called lesion, lesion missed, skin left alone."""
+  """Number of true positive, false positive, false negative and true negative pixels per case."""
 
   tp: np.ndarray
   fp: np.ndarray
@@ -25,26 +26,26 @@ class Confusion(NamedTuple):
 
 
 def confusion_counts(logits, mask, valid, *, threshold: float = 0.5) -> Confusion:
-  """Counts agreeing and disagreeing pixels of each case, on the device.
+  """Counts the confusion matrix of each case, on the device.
 
-  Sums are taken in float32 whatever the compute dtype: a 256x256 lesion has more pixels than
-  float16 can hold, and bfloat16 stops counting at 256. Float32 counts exactly up to 4096x4096.
+  Sums are float32 whatever the compute dtype: a 256x256 lesion has more pixels than float16 can
+  hold, and bfloat16 stops counting at 256. Float32 counts exactly up to 4096x4096.
 
   Args:
     logits: [B, H, W, 1] scores before the sigmoid, any float dtype.
-    mask: [B, H, W, 1] ground truth; a pixel above 0.5 is lesion.
-    valid: [B] 1 for a real case, 0 for a row that only fills the batch.
+    mask: [B, H, W, 1] ground truth, any dtype; a pixel above 0.5 is lesion.
+    valid: [B], 1 for a real case, 0 for a padding row.
     threshold: probability at or above which a pixel is called lesion, in (0, 1).
 
   Returns:
     Confusion of [B] float32 arrays, in pixels; all zero where valid is 0.
 
   Raises:
-    ValueError: if logits and mask differ in shape or are not rank 4.
+    AssertionError: if the shapes are not these, when traced.
   """
-  if logits.shape != mask.shape or logits.ndim != 4:
-    raise ValueError(f"logits {logits.shape} and mask {mask.shape} must be one [B, H, W, 1] shape")
-  # Probabilities would round in half precision; the logit of the threshold is the same test.
+  chex.assert_shape([logits, mask], (*logits.shape[:3], 1))
+  chex.assert_shape(valid, logits.shape[:1])
+  # Compared as logits: in half precision probabilities would be rounded.
   found = logits.astype(jnp.float32) >= np.log(threshold / (1 - threshold))
   lesion = mask > 0.5
   valid = valid.astype(jnp.float32)
@@ -58,20 +59,19 @@ def confusion_counts(logits, mask, valid, *, threshold: float = 0.5) -> Confusio
 
 
 def confusion_of_masks(prediction: np.ndarray, truth: np.ndarray) -> Confusion:
-  """Counts the pixels of one case from two masks of any size, exactly.
+  """Counts the confusion matrix of one case from its masks, exactly and at any size.
 
   Args:
     prediction: [H, W], 0 or 1, any dtype.
     truth: [H, W], 0 or 1, any dtype.
 
   Returns:
-    Confusion of four whole numbers, in pixels.
+    Confusion of four integers, in pixels.
 
   Raises:
-    ValueError: if the shapes differ.
+    AssertionError: if the shapes differ.
   """
-  if prediction.shape != truth.shape:
-    raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+  chex.assert_equal_shape([prediction, truth])
   found, lesion = prediction.astype(bool), truth.astype(bool)
   tp = np.count_nonzero(found & lesion)
   fp, fn = np.count_nonzero(found) - tp, np.count_nonzero(lesion) - tp
@@ -79,13 +79,13 @@ def confusion_of_masks(prediction: np.ndarray, truth: np.ndarray) -> Confusion:
 
 
 def scores_from_counts(counts: Confusion) -> dict[str, np.ndarray]:
-  """Turns the counts of each case into its scores (eq. 13 and 14 and the challenge's).
+  """Computes the scores of each case from its counts (eq. 13, eq. 14 and the ISIC challenge's).
 
   Args:
-    counts: arrays or numbers of one shape, in pixels.
+    counts: arrays or numbers, all of one shape, in pixels.
 
   Returns:
-    A float64 array of that shape for each name in `SCORES`, in [0, 1].
+    {name in `SCORES`: float64 array of that shape, in [0, 1]}.
   """
   tp, fp, fn, tn = (np.asarray(count, np.float64) for count in counts)
 
@@ -104,16 +104,16 @@ def scores_from_counts(counts: Confusion) -> dict[str, np.ndarray]:
 
 
 def pooled_scores(cases: Sequence[Mapping[str, int]], prefix: str = "") -> dict[str, float]:
-  """Scores of all pixels of all cases thrown together, as some papers report them.
+  """Scores of the pooled pixels of all cases, as some papers report them.
 
-  Large photographs and large lesions count for more, so these are no means over cases.
+  Unlike means over cases, they give large photographs and large lesions more weight.
 
   Args:
-    cases: one mapping a case with the counts of `Confusion`, in pixels.
-    prefix: before the names of the counts.
+    cases: one mapping per case with the counts of `Confusion`, in pixels.
+    prefix: prefix of the names of the counts.
 
   Returns:
-    A number for each name in `SCORES`; the threshold applies to the pooled IoU.
+    {name in `SCORES`: number}; the Jaccard threshold applies to the pooled IoU.
   """
   counts = Confusion(
     *(np.asarray(sum(case[prefix + name] for case in cases)) for name in Confusion._fields)

@@ -1,8 +1,9 @@
-"""How sure a mean is, whether two differ, and whether one figure foretells another."""
+"""Statistics over cases: intervals of means, paired tests, correlation and calibration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chex
 import numpy as np
 from scipy import stats
 
@@ -15,22 +16,21 @@ def summarise(
 ) -> dict[str, dict[str, Any]]:
   """Mean, standard deviation and bootstrap interval of columns over cases.
 
-  The interval is the percentile bootstrap's over cases (Efron 1979): 10,000 resamples, seed 0.
+  The interval is a percentile bootstrap over cases (Efron 1979): 10,000 resamples, seed 0.
 
   Args:
-    cases: one mapping a case with at least these names; nan where a figure is undefined.
-    names: of the columns.
+    cases: one mapping per case with at least these columns; nan where a value is undefined.
+    names: names of the columns.
 
   Returns:
-    {name: {"mean", "std", "ci95": [low, high]}}, over the cases where the figure is defined; std
-    is that of the cases themselves (divided by their number); None for each figure that no case
-    defines, and for the interval of fewer than two cases. A column with undefined figures has
-    their number as "undefined".
+    {name: {"mean", "std", "ci95": [low, high]}}, over the cases with a value. "std" is the
+    deviation of the cases (divided by N), not of the mean. All three are None if no case has a
+    value; "ci95" is None for fewer than two. If values are undefined, "undefined" is their number.
   """
   columns = {name: np.array([case[name] for case in cases], np.float64) for name in names}
-  whole = [name for name, column in columns.items() if np.isfinite(column).all()]
-  # Columns without gaps are resampled together, which costs what one of them does.
-  groups = [whole] * bool(whole) + [[name] for name in names if name not in whole]
+  complete = [name for name, column in columns.items() if np.isfinite(column).all()]
+  # Columns without gaps are resampled together, which costs as much as one column.
+  groups = [complete] * bool(complete) + [[name] for name in names if name not in complete]
   result: dict[str, dict[str, Any]] = {}
   for group in groups:
     table = np.stack([columns[name] for name in group])
@@ -47,7 +47,7 @@ def summarise(
 
 
 def _intervals(table: np.ndarray) -> list[list[float] | None]:
-  """Bootstrap intervals of the means of the rows of a [K, N] table."""
+  """Bootstrap interval of the mean of each row of a [K, N] table; None each if N < 2."""
   if table.shape[1] < 2:
     return [None] * len(table)
   found = stats.bootstrap(
@@ -69,20 +69,23 @@ def paired_difference(
   """Compares two evaluations of the same cases.
 
   Args:
-    first: [N] a score of each case.
-    second: [N] the same of the other evaluation, in the same order.
-    lower_is_better: whether the score is one of error, as distances are.
+    first: [N] score of each case in the first evaluation, N at least 1.
+    second: [N] scores of the same cases, in the same order, in the second evaluation.
+    lower_is_better: whether the score measures an error, as distances do.
 
   Returns:
     "difference": mean of second - first; "ci95": its bootstrap interval over cases;
-    "p_value": of the two-sided Wilcoxon signed-rank test (Wilcoxon 1945), 1 where no case differs;
-    "better", "equal" and "worse": cases where the second is so.
+    "p_value": of the two-sided Wilcoxon signed-rank test (Wilcoxon 1945), 1 if no case differs;
+    "better", "equal" and "worse": number of cases where the second evaluation is that.
 
   Raises:
-    ValueError: if the shapes differ or there is no case.
+    AssertionError: if the shapes are not these.
+    ValueError: if there is no case.
   """
-  if first.shape != second.shape or not first.size:
-    raise ValueError(f"two scores of the same cases are needed, not {first.shape}, {second.shape}")
+  chex.assert_rank([first, second], 1)
+  chex.assert_equal_shape([first, second])
+  if not first.size:
+    raise ValueError("at least one case is needed to compare two evaluations")
   difference = second - first
   p_value = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
   gain = -difference if lower_is_better else difference
@@ -97,14 +100,14 @@ def paired_difference(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-  """Spearman's rank correlation; None where one of the two is constant or under three cases.
+  """Spearman's rank correlation.
 
   Args:
-    first: N figures.
-    second: N others.
+    first: N numbers.
+    second: N numbers.
 
   Returns:
-    In [-1, 1], or None.
+    In [-1, 1]; None if N is under 3 or one of the two is constant.
   """
   if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
     return None
@@ -112,13 +115,14 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-  """Adjusts p-values of several tests for their number (Holm 1979), in the order given.
+  """Adjusts p-values for multiple testing (Holm 1979).
 
   Args:
-    p_values: of each test, in [0, 1].
+    p_values: one per test, in [0, 1].
 
   Returns:
-    Adjusted ones; calling those under 0.05 different errs in one family of tests of 20.
+    Adjusted p-values in the same order. Rejecting those under 0.05 makes any false rejection in at
+    most 5 % of families of tests.
   """
   order = np.argsort(p_values)
   scaled = [p_values[i] * (len(p_values) - rank) for rank, i in enumerate(order)]
@@ -128,14 +132,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Calibration:
-  """Whether pixels called lesion with a probability are lesion that often.
+  """Compares predicted probabilities with observed frequencies, in bins of pixels.
 
   Attributes:
-    bins: number of bins of equal width.
+    bins: number of bins of equal width over [0, 1].
   """
 
   def __init__(self, bins: int = 15):
-    """Starts with no pixel."""
+    """Starts without pixels."""
     self.bins = bins
     self._pixels = np.zeros(bins, np.int64)
     self._predicted = np.zeros(bins)
@@ -148,26 +152,27 @@ class Calibration:
       probs: [S, S] in [0, 1].
       truth: [S, S], 0 or 1.
     """
-    place = np.minimum((probs.ravel() * self.bins).astype(np.int64), self.bins - 1)
-    self._pixels += np.bincount(place, minlength=self.bins)
-    self._predicted += np.bincount(place, probs.ravel(), self.bins)
-    self._observed += np.bincount(place, truth.ravel(), self.bins)
+    chex.assert_equal_shape([probs, truth])
+    bin_of = np.minimum((probs.ravel() * self.bins).astype(np.int64), self.bins - 1)
+    self._pixels += np.bincount(bin_of, minlength=self.bins)
+    self._predicted += np.bincount(bin_of, probs.ravel(), self.bins)
+    self._observed += np.bincount(bin_of, truth.ravel(), self.bins)
 
   def sums(self) -> list[list[int] | list[float]]:
-    """What `add` has added up, to be brought together with that of other cases."""
+    """The running sums, for `add_sums` of another process."""
     return [sums.tolist() for sums in (self._pixels, self._predicted, self._observed)]
 
   def add_sums(self, sums: Sequence[Sequence[float]]) -> None:
-    """Counts the pixels of other cases, by their `sums`."""
+    """Adds the `sums` of other cases."""
     for own, other in zip((self._pixels, self._predicted, self._observed), sums, strict=True):
       own += np.asarray(other, own.dtype)
 
   def summary(self) -> dict[str, Any]:
-    """Mean prediction and observed share of each bin, and the expected calibration error.
+    """Mean prediction and observed frequency of each bin, and the expected calibration error.
 
     Returns:
-      "bins": those with a pixel; "expected_calibration_error": mean distance of the two, weighted
-      by pixels (Naeini et al. 2015).
+      "bins": the non-empty bins; "expected_calibration_error": mean absolute difference of
+      prediction and frequency over bins, weighted by pixels (Naeini et al. 2015).
     """
     filled = self._pixels > 0
     pixels, edges = self._pixels[filled], np.flatnonzero(filled) / self.bins

@@ -1,41 +1,44 @@
-"""How far the borders of two masks lie apart, in pixels, and how much of them agrees."""
+"""Boundary scores of two masks: distances in pixels, and the share of the borders that agrees."""
 
+import chex
 import cv2
 import numpy as np
 
 SURFACE_SCORES = ("hd95", "assd", "boundary_f")
-BOUNDARY_TOLERANCE = 0.0075  # of the photograph's diagonal, as Csurka et al. 2013 have it
+BOUNDARY_TOLERANCE = 0.0075  # of the photograph's diagonal, as in Csurka et al. 2013
 
 
 def surface_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   """Compares the borders of two masks of one photograph.
 
-  The border of a mask is its pixels with a background pixel among their four neighbours. What lies
-  outside the photograph is background: a lesion pixel on the frame is border. (So it is where
-  `scipy.ndimage.binary_erosion` is called without `border_value`, as medpy does.)
+  The border of a mask consists of its pixels that have a background pixel among their four
+  neighbours. Everything outside the photograph is background, so a lesion pixel on the frame is
+  border (as in medpy, which calls `scipy.ndimage.binary_erosion` without `border_value`).
 
   Args:
     prediction: [H, W] uint8, 0 or 1.
     truth: [H, W] uint8, 0 or 1.
 
   Returns:
-    A number for each name in `SURFACE_SCORES`. From each border pixel of either mask to the nearest
-    of the other's, Euclidean, in pixels: `hd95` is the 95th percentile and `assd` the mean of all
-    these distances together (Heimann et al. 2009, and medpy from 0.5 on; up to 0.4 its assd was the
-    mean of the two directions' means). `boundary_f`, in [0, 1], is the harmonic mean of the share
-    of predicted border pixels at most `BOUNDARY_TOLERANCE` from the true border and of the share
-    the other way round (BF score; Csurka et al. 2013, "What is a good evaluation measure for
+    {name in `SURFACE_SCORES`: number}. `hd95` and `assd` are the 95th percentile and the mean of
+    the Euclidean distances, in pixels, from each border pixel of either mask to the nearest border
+    pixel of the other, both directions pooled (Heimann et al. 2009, and medpy from 0.5 on; up to
+    0.4 its assd was the mean of the two directions' means). `boundary_f`, in [0, 1], is the
+    harmonic mean of two shares: of predicted border pixels within `BOUNDARY_TOLERANCE` of the true
+    border, and the reverse (BF score; Csurka et al. 2013, "What is a good evaluation measure for
     semantic segmentation?").
     Two empty masks: 0, 0 and 1. One empty mask: nan, nan (there is no distance) and 0.
 
   Raises:
-    ValueError: if the masks are not [H, W] uint8 of 0 and 1 or differ in shape.
+    AssertionError: if the masks are not [H, W] uint8 of one shape.
+    ValueError: if they have other values than 0 and 1.
   """
+  chex.assert_rank([prediction, truth], 2)
+  chex.assert_type([prediction, truth], np.uint8)
+  chex.assert_equal_shape([prediction, truth])
   for name, mask in (("prediction", prediction), ("truth", truth)):
-    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max(initial=0) > 1:
-      raise ValueError(f"{name} {mask.shape} {mask.dtype} must be [H, W] uint8 of 0 and 1")
-  if prediction.shape != truth.shape:
-    raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+    if mask.max(initial=0) > 1:
+      raise ValueError(f"{name} must be 0 and 1 but has {mask.max()}")
   found, lesion = prediction.any(), truth.any()
   if not (found and lesion):
     distance, agreement = (np.nan, 0.0) if found or lesion else (0.0, 1.0)
@@ -56,13 +59,13 @@ def surface_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float
 
 
 def _border(mask: np.ndarray) -> np.ndarray:
-  """Border pixels of a mask, [H + 2, W + 2] uint8: a margin of background lies around it."""
+  """Border pixels of a mask, [H + 2, W + 2] uint8: one pixel of background is added around it."""
   mask = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
   return mask - cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
 
 
 def _distances(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-  """Distance of each pixel of one border from the nearest of another, float64, in pixels."""
+  """Distance of each pixel of one border to the nearest pixel of another, float64, in pixels."""
   distances = cv2.distanceTransform(1 - end, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-  # Squares of distances are whole numbers, and the transform's last bit is not always the same.
+  # Squared distances are integers; rounding removes the transform's varying last bit.
   return np.sqrt(np.rint(np.square(distances[start.astype(bool)], dtype=np.float64)))

@@ -1,1 +1,1 @@
-"""What computations cost at least and what they take."""
+"""Minimum cost and measured time of computations."""

@@ -1,4 +1,4 @@
-"""What a computation must cost at least, from its operations, its bytes and a machine's rates."""
+"""Lower bound on the time of a computation: a roofline from its operations and its bytes."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from jax.extend import core
 
 
 class Cost(NamedTuple):
-  """Least work of a function.
+  """Minimum work of a function.
 
   Attributes:
-    flops: floating-point operations, a multiply-add being two; XLA's own count.
-    bytes: that move even if all else is fused: arguments and results of the function, operands and
-      results of its convolutions and matrix products.
+    flops: floating-point operations as XLA counts them; a multiply-add is two.
+    bytes: bytes moved even if everything else is fused: arguments and results of the function, and
+      operands and results of its convolutions and matrix products.
   """
 
   flops: float
@@ -25,15 +25,15 @@ class Machine(NamedTuple):
   """Rates of a machine.
 
   Attributes:
-    flops_per_second: of its matrix product.
-    bytes_per_second: between memory and processor.
+    flops_per_second: rate of matrix products.
+    bytes_per_second: rate between memory and processor.
   """
 
   flops_per_second: float
   bytes_per_second: float
 
   def floor(self, cost: Cost) -> float:
-    """Least seconds for a cost: the longer of computing and moving, which may overlap.
+    """Minimum seconds for a cost: the longer of computing and moving data, which may overlap.
 
     Reference: Williams et al., Roofline, 2009.
     """
@@ -41,15 +41,15 @@ class Machine(NamedTuple):
 
 
 def count_cost(function: Callable, *args) -> Cost:
-  """Counts the least work of a function without running it.
+  """Counts the minimum work of a function without running it.
 
   Args:
-    function: of arrays, without loops. The operations counted are those that it is written in, so
-      it should be a network in plain convolutions, whatever form runs.
+    function: function of arrays, without loops. It is counted as written, so pass a network in
+      plain convolutions (form "library"), whatever form will run.
     *args: arrays or their shapes.
 
   Returns:
-    Its cost.
+    The cost of one call.
   """
   traced = jax.jit(function).trace(*args)
   flops = (traced.lower().cost_analysis() or {}).get("flops", 0.0)

@@ -1,4 +1,4 @@
-"""A network part by part: parameters, output and operations."""
+"""Counts parameters, output shape and operations of each part of a network."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ class Part:
   """One part of a network.
 
   Attributes:
-    name: a submodule's; within an expanded one both names, as "encoder/stage1".
-    shape: of its output for one image, without the batch.
+    name: name of the submodule; inside an expanded one, both names, as in "encoder/stage1".
+    shape: shape of its output for one image, without the batch axis.
     params: number of parameters.
-    flops: floating-point operations of a forward pass of one image, a multiply-add being two.
+    flops: floating-point operations of a forward pass of one image; a multiply-add is two.
   """
 
   name: str
@@ -33,18 +33,18 @@ class Part:
 
 
 def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
-  """Counts a network's parts in the order in which they run.
+  """Counts each part of a network, in the order in which they run.
 
-  Operations are those of the plain convolutions, whatever form the configuration runs: the sum
-  that a layer stands for, not the way it is computed.
+  Operations are counted for plain convolutions, whatever form the configuration runs: they measure
+  what a layer computes, not how.
 
   Args:
     fields: `config.model` as a mapping.
-    image_size: pixels a side of the input.
+    image_size: side of the input in pixels.
 
   Returns:
-    One `Part` a submodule, or a submodule of one that the network's entry expands; what is computed
-    between them is in none.
+    One `Part` per submodule, or per group inside a submodule that the network's entry expands.
+    Operations between submodules are not counted.
   """
   model = create_model({**fields, "form": "library"}, jnp.float32)
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -67,26 +67,26 @@ def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
   for path, module, args, output, kwargs in calls:
     name = path[0] if len(path) == 1 else f"{path[0]}/{path[1].split('_')[0]}"
     part = parts.setdefault(name, Part(name))
-    own = _subtree(variables, path)
+    subtree = _subtree(variables, path)
     apply = functools.partial(module.apply, **kwargs)
-    cost = jax.jit(apply).lower(own, *args).cost_analysis() or {}
+    cost = jax.jit(apply).lower(subtree, *args).cost_analysis() or {}
     part.shape = output.shape[1:]
-    part.params += sum(leaf.size for leaf in jax.tree.leaves(own.get("params", {})))
+    part.params += sum(leaf.size for leaf in jax.tree.leaves(subtree.get("params", {})))
     part.flops += cost.get("flops", 0.0)
   return list(parts.values())
 
 
 def count_forward(fields: dict[str, Any], dtype: Any, batch: int, image_size: int) -> Cost:
-  """Counts the least work of a forward pass, norms folded, in plain convolutions.
+  """Counts the minimum work of a forward pass in plain convolutions, with folded norms.
 
   Args:
     fields: `config.model` as a mapping.
     dtype: compute dtype.
-    batch: photographs.
-    image_size: pixels a side of each.
+    batch: number of photographs.
+    image_size: side of each photograph in pixels.
 
   Returns:
-    Cost from photographs of 8 bits to logits.
+    Cost from uint8 photographs to logits.
   """
   model = create_model({**fields, "form": "library"}, dtype)
   image = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
@@ -96,8 +96,8 @@ def count_forward(fields: dict[str, Any], dtype: Any, batch: int, image_size: in
     lambda image: fold_batch_norm(model.init(jax.random.key(0), image), folds), blank
   )
 
-  def logits(own, image):
-    outputs: Any = model.apply(own, normalize(image))
+  def logits(variables, image):
+    outputs: Any = model.apply(variables, normalize(image))
     return outputs["mask"]
 
   return count_cost(logits, variables, image)

@@ -1,4 +1,4 @@
-"""Times things beside each other on a machine whose speed changes."""
+"""Times several functions in alternation, for machines whose speed varies."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,21 +8,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-SLOT_SECONDS = 0.1
+SLOT_SECONDS = 0.1  # shorter calls are repeated within a turn until it takes about this long
 
 
 def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-  """Times several calls in turn, so that a change of the machine's speed meets all of them alike.
+  """Times several calls in turn, so that changes in the machine's speed affect all of them equally.
 
-  A call much shorter than `SLOT_SECONDS` is repeated in its turn, after one that is not counted
-  and that brings its data back into the caches.
+  A call shorter than `SLOT_SECONDS` is repeated up to 20 times within its turn, after an untimed
+  call that brings its data back into the caches.
 
   Args:
-    calls: by name; each returns what has to be waited for.
-    rounds: turns of each, after a first call that is not counted.
+    calls: functions by name; each returns the arrays to wait for.
+    rounds: number of turns of each, after an untimed first call.
 
   Returns:
-    Seconds of one call of each, the median over its turns.
+    Seconds per call by name, the median over the turns.
   """
 
   def seconds(call) -> float:

@@ -1,4 +1,4 @@
-"""Profiler traces of the training step, and the table of where its time goes."""
+"""Profiler traces of the training step, and a table of the time by part."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from medlitenet_jax.system import tables
 logger = logging.getLogger(__name__)
 
 TABLE_FILE = "scopes.csv"
-# Parts of the training step besides the network's own, by the names of their scopes.
+# Parts of the training step outside the network, each with the names of its scopes.
 STEP_PARTS = {
   "loss": ("loss",),
   "augmentation": ("augment",),
@@ -35,17 +35,17 @@ def profile_window(
   program: Callable[[], str],
   parts: Mapping[str, Sequence[str]],
 ) -> Iterator[Callable[[int, Any], None]]:
-  """Traces some of the batches of a loop.
+  """Traces a range of batches of a training loop.
 
   Args:
-    start_step: number of the first batch in the trace, counted from 0.
-    num_steps: batches in it; 0 for no trace.
-    folder: receives the trace, for xprof or TensorBoard, and the table of `label_seconds`.
-    program: gives the text of the compiled step.
-    parts: of the network, names of its modules by part.
+    start_step: number of the first traced batch, counted from 0.
+    num_steps: number of traced batches; 0 for no trace.
+    folder: receives the trace, for xprof or TensorBoard, and the table of seconds by part.
+    program: returns the text of the compiled step.
+    parts: names of the network's modules by part.
 
   Yields:
-    A function to call before each batch with its number and the state.
+    A function to call before each batch with the number of the batch and the training state.
   """
   first: int | None = None
 
@@ -77,7 +77,7 @@ def profile_window(
 
 
 def _write_table(folder: Path, program: str, parts: Mapping[str, Sequence[str]]) -> None:
-  """Writes and prints seconds by part."""
+  """Writes and logs the seconds by part."""
   seconds = label_seconds(
     folder, program, functools.partial(part_of, parts={**parts, **STEP_PARTS})
   )
@@ -95,12 +95,11 @@ def part_of(op_name: str, parts: Mapping[str, Sequence[str]]) -> str:
   """Part of the step that an operation belongs to.
 
   Args:
-    op_name: modules and scopes that it was traced in, as a compiled program gives them.
-    parts: names of modules and scopes by the part that they belong to; the first that is found
-      decides.
+    op_name: the operation's module and scope path, as in the metadata of a compiled program.
+    parts: {part: names of its modules and scopes}; the first part that matches is returned.
 
   Returns:
-    The part for the forward pass, the same and " gradient" for the backward pass, or `OTHER`.
+    The part, with " gradient" appended for an operation of the backward pass, or `OTHER`.
   """
   words = set(re.findall(r"\w+", op_name))
   for part, names in parts.items():
@@ -110,18 +109,17 @@ def part_of(op_name: str, parts: Mapping[str, Sequence[str]]) -> str:
 
 
 def label_seconds(folder: Path, program: str, label: Callable[[str], str]) -> dict[str, float]:
-  """Adds up the time of a program's operations by what each belongs to.
+  """Adds up the time of a program's operations by label.
 
-  A trace names operations as the compiler does; the program says from which scope each came.
+  A trace only has the compiler's names of operations; the program's text maps them to scopes.
 
   Args:
-    folder: of traces, whose newest `.xplane.pb` is read.
+    folder: folder of traces; the newest `.xplane.pb` is read.
     program: text of the compiled program, whose operations carry `op_name`.
-    label: `op_name` to what the operation belongs to.
+    label: maps an `op_name` to a label.
 
   Returns:
-    Seconds, of all threads or streams, by label. What the compiler has fused counts for the scope
-    that its result belongs to.
+    Seconds by label, summed over threads or streams. A fusion counts for the scope of its result.
   """
   trace = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
   module = re.match(r"HloModule ([^\s,]+)", program)
@@ -161,25 +159,26 @@ def _parse(program: str) -> list[_Instruction]:
 
 
 def op_names(program: str) -> dict[str, str]:
-  """The `op_name` of each operation, but for those that only hold others.
+  """The `op_name` of each operation, except those that only contain others (while, call, ...).
 
   Args:
     program: text of a compiled program.
 
   Returns:
-    By name of the operation. One that the compiler has left without takes the `op_name` of the
-    operation that uses it, be it inside a fusion; "" if there is none either.
+    {operation: op_name}. An operation without one gets that of the operation that uses it, also
+    inside a fusion, or "" if that has none either.
   """
   instructions = _parse(program)
   number = {(i.computation, i.name): i.operands[0] for i in instructions if i.kind == "parameter"}
-  inside: dict[tuple[str, str], str] = {}  # computation and number of parameter, to its user's
+  # {(computation, parameter number): op_name of the operation that uses the parameter}
+  inside: dict[tuple[str, str], str] = {}
   for i in instructions:
     for operand in i.operands:
       if (i.computation, operand) in number and i.op_name:
         inside.setdefault((i.computation, number[i.computation, operand]), i.op_name)
   found: dict[str, str] = {}
   of_user: dict[str, str] = {}
-  for i in reversed(instructions):  # a user stands behind what it uses
+  for i in reversed(instructions):  # users come after the operations they use
     op_name = i.op_name or of_user.get(i.name, "")
     for place, operand in enumerate(i.operands):
       of_user.setdefault(operand, inside.get((i.called, str(place)), op_name))
@@ -194,7 +193,7 @@ def _operations(trace: Path, module: str) -> Iterator[tuple[str, float]]:
   devices = [plane for plane in planes if plane.name.startswith("/device:")]
   for plane in devices or planes:
     events = [(event, dict(event.stats)) for line in plane.lines for event in line.events]
-    # A CPU hands parts of an operation to other threads; "end" says when the last was done.
+    # On a CPU other threads do parts of an operation; "end: " events mark when the last finished.
     ends = {
       stats["_c"]: event.start_ns + event.duration_ns
       for event, stats in events

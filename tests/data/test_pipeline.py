@@ -1,4 +1,4 @@
-"""Batches: complete, repeatable from a seed whatever the threads, and resumable in mid-epoch."""
+"""Batches: complete, repeatable for any number of threads, and resumable in mid-epoch."""
 
 import collections
 import dataclasses
@@ -133,7 +133,7 @@ def test_every_case_once_an_epoch_across_batches(batch_size):
     assert sorted(case_ids[epoch * CASES : (epoch + 1) * CASES]) == drawings().case_ids
 
 
-def test_next_epoch_is_another():
+def test_the_next_epoch_has_another_order_and_augmentation():
   drawn = rows(take(open_train(), 10))
   epochs = [drawn[i * CASES : (i + 1) * CASES] for i in range(4)]
   orders = {tuple(case_id for case_id, *_ in epoch) for epoch in epochs}
@@ -144,7 +144,7 @@ def test_next_epoch_is_another():
   assert all(len(images) == 4 for images in versions.values())
 
 
-def test_what_a_case_becomes_does_not_depend_on_its_batch():
+def test_the_augmentation_of_a_case_does_not_depend_on_its_batch():
   small, large = rows(take(open_train(batch_size=2), 10)), rows(take(open_train(batch_size=5), 4))
   for (one_id, one_image, one_mask), (case_id, image, mask) in zip(small, large, strict=True):
     assert one_id == case_id
@@ -199,7 +199,7 @@ def open_after(state, **settings):
   return batches
 
 
-def test_processes_read_their_own_cases_alone():
+def test_processes_read_only_their_own_cases():
   read = []
 
   class Noting(SyntheticSource):
@@ -275,7 +275,7 @@ def test_training_and_evaluation_give_the_network_the_same_pixels(tmp_path, size
     case = source[source.case_ids.index(case_id)]
     np.testing.assert_array_equal(image, seen[case_id])
     assert np.any(image != resize_image(case.image, 32, 32))
-    # By way of the reduced size the border may move within a pixel.
+    # Resizing in two steps may move the border within a pixel.
     assert np.mean(mask[..., 0] != resize_mask(case.mask, 32, 32)) < 0.01
   for given in batch.cases:
     case = source[given.index]
@@ -286,7 +286,7 @@ def test_training_and_evaluation_give_the_network_the_same_pixels(tmp_path, size
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])
-def test_photograph_truncated_behind_its_head_is_refused_by_name(tmp_path, kind):
+def test_a_photograph_truncated_after_its_header_is_refused_by_name(tmp_path, kind):
   for number, case_id in enumerate("abcdef"):
     write_case(tmp_path, case_id, number, suffix="jpg")
   write_splits(tmp_path, dict.fromkeys("abcdef", "train"))

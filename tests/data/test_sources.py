@@ -1,4 +1,4 @@
-"""Sources: the right cases in the right split, and a line that names whatever does not fit."""
+"""Sources: the right cases in the right split, and one-line errors that name the cause."""
 
 import hashlib
 import logging
@@ -41,7 +41,7 @@ def folder_source(root, split, **fields):
 
 
 def refusal(root, split="train", **fields):
-  """The one line that a folder is refused with."""
+  """The one-line error message for a folder."""
   with pytest.raises(InputError) as error:
     folder_source(root, split, **fields)
   assert len(str(error.value).splitlines()) == 1
@@ -67,7 +67,7 @@ def test_folder_gives_the_cases_of_its_split(root, split):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "bmp", "tif"])
-def test_photographs_of_other_endings(tmp_path, ending):
+def test_photographs_with_other_suffixes(tmp_path, ending):
   write_case(tmp_path, "x", suffix=ending)
   write_splits(tmp_path, {"x": "train"})
   assert folder_source(tmp_path, "train")[0].image.shape == (70, 90, 3)
@@ -85,13 +85,13 @@ def test_byte_order_mark_and_windows_lines(root):
   assert list(folder_source(root, "train").case_ids) == ["a", "c", "e"]
 
 
-def test_further_columns_are_left_alone(root):
+def test_further_columns_are_ignored(root):
   rows = "".join(f"{split},someone,{case_id}\n" for case_id, split in SPLITS.items())
   (root / "splits.csv").write_text("split,patient,id\n" + rows)
   assert list(folder_source(root, "val").case_ids) == ["b"]
 
 
-def test_split_by_name_is_a_partition_that_growth_does_not_change(tmp_path):
+def test_split_by_name_is_a_partition_that_new_files_do_not_change(tmp_path):
   def splits():
     found = {}
     for split in ("train", "val", "test"):
@@ -125,7 +125,7 @@ def all_splits(root, **fields):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-  """A hundred photographs, a third of them with a sister."""
+  """A hundred photographs, a third of them in a group of two."""
   root = tmp_path_factory.mktemp("many")
   rows = ["id,patient"]
   for number in range(100):
@@ -172,13 +172,13 @@ def test_groups_stay_together(many, caplog):
 def test_group_in_two_splits_is_refused_by_name(root):
   rows = [f"{c},{s},{'twin' if c in 'ab' else c}" for c, s in SPLITS.items()]
   (root / "splits.csv").write_text("\n".join(["id,split,lesion", *rows]) + "\n")
-  assert len(folder_source(root, "train")) == 3  # where nobody says that it is a group
+  assert len(folder_source(root, "train")) == 3  # without group_column it is not a group
   for split in ("train", "val", "test"):
     line = refusal(root, split, group_column="lesion")
-    assert "lesion 'twin' stands in train and val" in line and "splits.csv" in line
+    assert "lesion 'twin' is in train and val" in line and "splits.csv" in line
 
 
-def test_given_split_holds_where_groups_agree(root):
+def test_given_split_is_used_if_groups_agree(root):
   rows = [f"{c},{s},{s}" for c, s in SPLITS.items()]
   (root / "splits.csv").write_text("\n".join(["id,split,site", *rows]) + "\n")
   assert all_splits(root, group_column="site") == SPLITS
@@ -226,14 +226,14 @@ def test_accents_written_in_two_characters(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name themselves")
-def test_name_that_is_no_text_is_refused(root):
+def test_a_name_that_is_not_utf8_is_refused(root):
   (root / "images" / os.fsdecode(b"caf\xe9.png")).touch()
   line = refusal(root)
   assert str(root / "images") in line and "UTF-8" in line and "caf" in line
   line.encode()
 
 
-def test_hidden_files_are_no_photographs(root):
+def test_hidden_files_are_not_photographs(root):
   (root / "images" / "._a.png").write_bytes(b"what a Mac leaves behind")
   assert all_splits(root) == SPLITS
 
@@ -266,7 +266,7 @@ def test_names_that_differ_in_case_are_counted_in_a_warning(root, caplog):
     write_case(root, case_id)
   write_splits(root, {**SPLITS, "A": "train", "C": "val"})
   assert list(folder_source(root, "train").case_ids) == ["A", "a", "c", "e"]
-  assert "2 photographs are named as another but for capital letters" in caplog.text
+  assert "2 photographs are named like another one except for upper and lower case" in caplog.text
 
 
 def test_no_warning_without_need(root, caplog):
@@ -325,12 +325,12 @@ def test_two_photographs_of_one_name(root):
   assert "c.jpg" in line and "c.png" in line
 
 
-def test_photograph_that_is_none(root):
+def test_a_file_that_is_not_an_image(root):
   (root / "images" / "c.png").write_text("nothing to see")
   assert str(root / "images" / "c.png") in refusal(root)
 
 
-def test_photograph_that_is_found_truncated_when_it_is_read(root):
+def test_a_truncated_photograph_is_found_when_it_is_read(root):
   (root / "images" / "c.png").unlink()
   write_case(root, "c", suffix="jpg")
   path = root / "images" / "c.jpg"
@@ -366,7 +366,7 @@ def test_splits_file_that_cannot_be_used(root, text, named):
     assert part in line
 
 
-def test_a_column_without_a_name_is_no_group(root):
+def test_a_column_without_a_name_is_not_a_group(root):
   lines = (root / "splits.csv").read_text().splitlines()
   before = {split: folder_source(root, split).case_ids for split in ("train", "val")}
   (root / "splits.csv").write_text(
@@ -409,7 +409,7 @@ def test_generated_splits_are_disjoint_and_repeat():
     assert np.any(create_source(settings, split, 4)[2].image != source[2].image)
 
 
-def test_split_hash_is_of_the_cases_and_not_of_their_order():
+def test_split_hash_does_not_depend_on_the_order():
   expected = hashlib.sha256(b"a\nb\nc").hexdigest()[:16]
   assert split_hash(["a", "b", "c"]) == split_hash(["c", "a", "b"]) == expected
   others = (["a", "b"], ["a", "b", "d"], ["a", "b", "c", "c2"], ["ab", "c"])
@@ -453,7 +453,7 @@ def test_cases_that_fit_the_cache_are_read_once_and_the_others_at_every_use(kibi
   assert source.reads == [1] * kept + [3] * (4 - kept)
 
 
-def test_what_the_cache_hands_out_cannot_be_changed():
+def test_cached_cases_are_read_only():
   case = CachedCases(CountingSource(1), 2**20)[0]
   for pixels in (case.image, case.mask):
     with pytest.raises(ValueError, match="read-only"):

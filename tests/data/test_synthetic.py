@@ -1,4 +1,4 @@
-"""Drawn pictures: repeatable, varied, and exact about where the lesion ends."""
+"""Generated pictures: repeatable, varied, and with exact masks."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,12 +28,12 @@ def test_shapes_and_values(image_size):
 
 
 @pytest.mark.parametrize(("seed", "index", "image_size"), [(0, 0, 31), (-1, 0, 64), (0, -1, 64)])
-def test_refuses_what_it_cannot_draw(seed, index, image_size):
+def test_invalid_arguments_are_refused(seed, index, image_size):
   with pytest.raises(ValueError):
     draw_dermoscopy(seed, index, image_size)
 
 
-def test_repeats_whatever_the_global_random_state():
+def test_does_not_depend_on_the_global_random_state():
   np.random.seed(1)  # noqa: NPY002
   first = draw_dermoscopy(7, 5, SMALL)
   np.random.seed(2)  # noqa: NPY002
@@ -43,13 +43,13 @@ def test_repeats_whatever_the_global_random_state():
   np.testing.assert_array_equal(first[1], second[1])
 
 
-def test_every_seed_and_index_is_a_picture_of_its_own():
+def test_every_seed_and_index_gives_another_picture():
   drawn = [draw_dermoscopy(seed, index, SMALL) for seed in range(4) for index in range(4)]
   assert len({image.tobytes() for image, _ in drawn}) == 16  # (1, 2) is not (2, 1) either
   assert len({mask.tobytes() for _, mask in drawn}) == 16
 
 
-def test_threads_draw_what_one_thread_draws(pictures):
+def test_threads_give_the_same_pictures(pictures):
   with ThreadPoolExecutor(8) as pool:
     drawn = list(pool.map(lambda index: draw_dermoscopy(3, index, SMALL), range(64)))
   for (image, mask), (expected_image, expected_mask) in zip(drawn, pictures[:64], strict=True):
@@ -78,13 +78,13 @@ def test_lesions_vary_in_size_place_and_shape(pictures):
 
 
 def _solidity(mask):
-  """Share of its convex hull that the largest blob of the mask fills."""
+  """Fraction of its convex hull that the largest region of the mask fills."""
   contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
   blob = max(contours, key=cv2.contourArea)
   return cv2.contourArea(blob) / cv2.contourArea(cv2.convexHull(blob))
 
 
-def test_one_scene_at_two_sizes():
+def test_the_scene_is_the_same_at_two_sizes():
   for index in range(40):
     small_image, small_mask = draw_dermoscopy(5, index, 96)
     large_image, large_mask = draw_dermoscopy(5, index, 192)
@@ -125,16 +125,18 @@ def test_a_brightness_threshold_misses_many_lesions(pictures):
     _, dark = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)
     dice.append(2 * (dark & mask).sum() / (dark.sum() + mask.sum()))
   assert np.mean(np.array(dice) < 0.7) > 0.1
-  assert np.median(dice) > 0.7  # yet the lesion is what darkens most pictures
+  assert np.median(dice) > 0.7  # but in most pictures the dark part is the lesion
 
 
 @pytest.mark.parametrize("layer", ["_add_hairs", "_add_ruler", "_add_bubbles"])
-def test_what_lies_on_top_is_seen_but_leaves_the_mask(layer, monkeypatch, pictures):
+def test_artefacts_are_visible_but_do_not_change_the_mask(layer, monkeypatch, pictures):
   add_layer = getattr(synthetic, layer)
   covered = []
 
   def without_layer(rng, image):
-    with_layer = add_layer(rng, image)  # drawn all the same, so that the later draws stay
+    with_layer = add_layer(
+      rng, image
+    )  # drawn in any case, so that later random numbers stay the same
     covered.append(np.mean(np.abs(with_layer - image).max(2) > 10))
     return image
 

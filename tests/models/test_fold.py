@@ -1,4 +1,4 @@
-"""Folded networks against the networks they came from, with statistics as training leaves them."""
+"""Folded networks against the original networks, with statistics as after training."""
 
 import functools
 
@@ -35,7 +35,7 @@ def small_network(**change):
 
 
 class Wrapped(nn.Module):
-  """A block called as a network is."""
+  """A block that can be called like a network."""
 
   block: nn.Module
 
@@ -90,8 +90,8 @@ def test_loaded_variables_are_folded_alike(randomise):
   jax.tree.map(close, found, expected)
 
 
-def test_folding_needs_one_multiplication_less_for_each_value(randomise):
-  """What the fold is for: no statistics are left in the program, nor products with them."""
+def test_folding_saves_one_multiplication_per_value(randomise):
+  """The folded program has no statistics and no products with them."""
   block, x = Wrapped(SeparableConv(6)), normal(1, 8, 8, 3)
   variables = randomise(init(block, x))
   count = {
@@ -102,7 +102,7 @@ def test_folding_needs_one_multiplication_less_for_each_value(randomise):
 
 
 class Mixed(nn.Module):
-  """A convolution with a bias and its norm, and a norm that sees a sum."""
+  """A convolution with a bias and its norm, and a norm whose input is a sum."""
 
   @nn.compact
   def __call__(self, x, *, train: bool = False):
@@ -112,7 +112,7 @@ class Mixed(nn.Module):
     return Norm(name="alone")(y, train=train)
 
 
-def test_a_norm_that_declares_no_convolution_is_left_alone_and_a_bias_is_folded_too(randomise):
+def test_a_norm_without_folds_into_stays_and_a_bias_is_folded_too(randomise):
   model, x = Mixed(), normal(2, 8, 8, 3)
   variables = randomise(init(model, x))
   folded = folded_variables(model, variables, 8)

@@ -1,4 +1,4 @@
-"""The programs that a GPU would be given, lowered for CUDA here and read without one."""
+"""Programs lowered for CUDA and inspected as text, without a GPU."""
 
 import functools
 import math
@@ -28,10 +28,10 @@ SIZE, BATCH = 64, 2
 
 
 class Operation(NamedTuple):
-  """Name, element types of operands and results, the scope that it was traced in, and more.
+  """An operation: its name, element types of operands and results, scope, and more.
 
-  `shrinks` says whether the first result has fewer elements than the first operand, and
-  `precision` what a product asks for.
+  `shrinks`: whether the first result has fewer elements than the first operand. `precision`: the
+  precision that a product requests.
   """
 
   name: str
@@ -52,7 +52,7 @@ def number_of_elements(value) -> int:
 
 @functools.cache
 def operations(lowered) -> list[Operation]:
-  """Every operation of a lowered program, those inside others included."""
+  """All operations of a lowered program, including nested ones."""
   found: list[Operation] = []
 
   def visit(blocks):
@@ -118,7 +118,7 @@ def programs(precision):
 @pytest.mark.parametrize("precision", HALF)
 def test_every_product_takes_half_precision_operands(precision, program):
   found = operations(programs(precision)[program])
-  # Half precision could not tell the places of a photograph's pixels apart.
+  # Half precision could not distinguish the positions of a photograph's pixels.
   products = [o for o in found if o.name in PRODUCTS and not re.search(r"\baugment\b", o.scope)]
   assert {o.name for o in products} == set(PRODUCTS)
   assert len(products) > (60 if program == "train" else 30)
@@ -147,7 +147,7 @@ def test_nothing_is_float64_and_nothing_calls_the_host(precision, program):
 
 @pytest.mark.parametrize("precision", HALF)
 def test_loss_norms_and_all_sums_are_float32(precision):
-  """A sum over thousands of pixels has nothing right about it in half precision."""
+  """A sum over thousands of pixels would be wrong in half precision."""
   half = HALF[precision]
   found = operations(train_program(precision)[0])
   computing = [o for o in found if o.results and o.name != "stablehlo.convert"]
@@ -161,8 +161,8 @@ def test_loss_norms_and_all_sums_are_float32(precision):
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_the_state_is_given_away(precision):
-  """Every one of its arrays, so that parameters and optimizer are never held twice."""
+def test_the_state_is_donated(precision):
+  """All its arrays, so that parameters and optimizer state are never in memory twice."""
   lowered, state = train_program(precision)
   given, kept = (
     [info.donated for info in jax.tree.leaves(argument)] for argument in lowered.args_info[0]
@@ -173,7 +173,7 @@ def test_the_state_is_given_away(precision):
 
 
 def test_the_gpu_runs_the_librarys_convolutions_and_the_cpu_none_of_the_depthwise():
-  """The other form of each operation leaves no trace in a platform's program."""
+  """A platform's program contains only its own form of each operation."""
   config = resolved()
   model = create_model(config.model.to_dict(), jnp.float32)
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)

@@ -1,5 +1,8 @@
 """Building blocks against their definitions, written out in NumPy with random parameters."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +72,7 @@ def test_mbconv_is_its_definition(randomise, channels, features, stride):
 
 @pytest.mark.parametrize(("channels", "features"), [(4, 4), (8, 5)])
 def test_mbconv_has_the_papers_parameters(channels, features):
-  """Three convolutions without bias around a layer six times as wide, a norm after each."""
+  """Three convolutions without bias, each with a norm, and a middle layer six times as wide."""
   block = MBConv(features)
   x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
   params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, train=False), x)["params"]
@@ -83,7 +86,7 @@ def test_norm_in_training_uses_the_batch_and_moves_the_running_statistics(random
   x = 3 * normal(2, 4, 5, 3) + 2
   layer = Norm(activate=False, momentum=0.8)
   variables = layer.init(jax.random.key(0), x, train=True)
-  assert np.all(variables["batch_stats"]["mean"] == 0)  # initialising counts as no batch
+  assert np.all(variables["batch_stats"]["mean"] == 0)  # initialising does not update them
   variables = randomise(variables)
   y, changed = layer.apply(variables, x, train=True, mutable=["batch_stats"])
   mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
@@ -108,8 +111,8 @@ def test_norm_at_inference_uses_the_running_statistics(randomise, activate):
     np.testing.assert_array_equal(old, new)
 
 
-def test_norm_reaches_the_statistics_of_the_data():
-  """After many batches of one distribution, inference gives what training gave."""
+def test_running_statistics_converge_to_those_of_the_data():
+  """After many batches of the same data, inference gives the same result as training."""
   layer = Norm(activate=False)
   x = 3 * normal(4, 8, 8, 2) + 5
   variables = layer.init(jax.random.key(0), x, train=True)
@@ -152,7 +155,7 @@ def test_aspp_is_its_definition(randomise):
 
 
 def test_aspp_carries_the_mean_of_the_image_everywhere():
-  """A change in one corner reaches the opposite one only through the pooled branch."""
+  """A change in one corner reaches the opposite corner only through the pooled branch."""
   x = normal(1, 32, 32, 3)
   layer = ASPP(features=4, branch_dim=4, dilations=(1, 3))
   variables = layer.init(jax.random.key(0), x, train=False)
@@ -160,6 +163,44 @@ def test_aspp_carries_the_mean_of_the_image_everywhere():
   changed[0, 0, 0] += 100
   before, after = (layer.apply(variables, image, train=False) for image in (x, changed))
   assert np.abs(after - before)[0, -1, -1].max() > 1e-4
+
+
+class LayersUnderJitTest(chex.TestCase):
+  """Layers against their definitions, compiled and not."""
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_pointwise_is_a_matrix_product_per_pixel(self):
+    x, layer = normal(2, 4, 5, 3), Pointwise(6)
+    variables = layer.init(jax.random.key(0), x)
+    y = self.variant(layer.apply)(variables, x)
+    np.testing.assert_allclose(y, pointwise(x, variables["params"]), rtol=1e-5, atol=1e-5)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_depthwise_is_a_sum_over_nine_taps(self):
+    x = normal(2, 7, 6, 3)
+    for stride, dilation in ((1, 1), (2, 1), (1, 2)):
+      layer = Depthwise(stride, dilation)
+      variables = layer.init(jax.random.key(0), x)
+      y = self.variant(layer.apply)(variables, x)
+      expected = depthwise(x, variables["params"], stride=stride, dilation=dilation)
+      np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_norm_normalises_each_channel(self):
+    x, layer = 3 * normal(2, 4, 5, 3) + 2, Norm(activate=False)
+    variables = layer.init(jax.random.key(0), x, train=True)
+    apply = functools.partial(layer.apply, train=True, mutable=["batch_stats"])
+    y, _ = self.variant(apply)(variables, x)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, atol=1e-4)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_an_input_without_batch_axis_is_refused(self):
+    x = jnp.ones((4, 4, 4))
+    for layer in (Pointwise(4), Depthwise(), SCSE()):
+      apply = self.variant(lambda x, layer=layer: layer.init_with_output(jax.random.key(0), x))
+      with pytest.raises(AssertionError, match="assert_rank"):
+        apply(x)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])

@@ -133,7 +133,7 @@ def test_every_defect_is_found_by_name_and_nothing_is_changed(tmp_path, capsys):
   assert "flip in val" in what["leakage", "good_2"] and "flipped" in what["leakage", "good_2"]
   assert "again in test" in what["leakage", "good_1"]
   assert "the same pixels" in what["leakage", "good_1"]
-  assert "'P7' stands in train and val" in what["unusable_row", "P7"]
+  assert "'P7' is in train and val" in what["unusable_row", "P7"]
   assert "50x40" in what["size_mismatch", "size"]
   printed = capsys.readouterr().out
   assert all(row["kind"] in printed for row in rows)
@@ -156,7 +156,7 @@ def test_clean_folder_has_no_problem(tmp_path, capsys):
   fractions = train["lesion_fraction"]
   assert fractions["0.5"] == pytest.approx(np.median([m.mean() for m in masks]), abs=1e-4)
   assert fractions["1"] == pytest.approx(max(m.mean() for m in masks), abs=1e-4)
-  assert "Nothing to complain of" in capsys.readouterr().out
+  assert "No problems found" in capsys.readouterr().out
 
 
 def test_what_training_refuses_first_is_among_the_problems(tmp_path):

@@ -1,4 +1,4 @@
-"""The page of an evaluation says what the summary says, and a browser shows it as it is."""
+"""The page of an evaluation has all values of the summary, and a browser shows it correctly."""
 
 import base64
 import copy
@@ -26,11 +26,11 @@ ENDLESS = {"br", "img", "link", "meta"}  # elements without an end tag
 
 
 class Page(HTMLParser):
-  """A page taken apart; fails where an end tag does not match.
+  """Parses a page; fails if an end tag does not match.
 
   Attributes:
-    elements: (name, attributes) of each.
-    text: what a reader sees, outside of charts.
+    elements: (name, attributes) of each element.
+    text: the visible text outside charts.
   """
 
   def __init__(self, document):
@@ -176,7 +176,7 @@ def expected_texts(value, path=()):
     yield f"{value:.1f}" if set(path) & set(PIXEL_SCORES) else f"{value:.3f}"
 
 
-def test_every_figure_of_the_summary_can_be_read(tmp_path):
+def test_every_number_of_the_summary_is_on_the_page(tmp_path):
   rows = made_up_rows()
   summary = made_up_summary(rows)
   text = Page(written(tmp_path, summary, rows)).text
@@ -191,7 +191,7 @@ def test_every_score_is_named_and_explained():
   assert str(JACCARD_THRESHOLD) in TERMS["Threshold Jaccard"]
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path):
+def test_the_page_is_self_contained(tmp_path):
   page = Page(written(tmp_path, curves=made_up_curves()))
   targets = [a[key] for _, a in page.elements for key in ("src", "href", "xlink:href") if key in a]
   ids = [a["id"] for _, a in page.elements if "id" in a]
@@ -203,7 +203,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
   assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", document))
 
 
-def test_the_page_can_be_read_aloud(tmp_path):
+def test_the_page_works_with_a_screen_reader(tmp_path):
   page = Page(written(tmp_path, curves=made_up_curves()))
   assert page.of("html") == [{"lang": "en"}] and len(page.of("h1")) == 1
   levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
@@ -213,7 +213,7 @@ def test_the_page_can_be_read_aloud(tmp_path):
   assert "research software, not a medical device" in page.text
 
 
-def test_what_comes_from_data_is_text(tmp_path):
+def test_text_from_data_is_escaped(tmp_path):
   rows = made_up_rows(5)
   rows[0]["case_id"] = HOSTILE
   summary = made_up_summary(rows)
@@ -257,14 +257,14 @@ def test_one_case_without_borders_without_groups_without_curves(tmp_path, undefi
   summary["worst"] = []
   page = Page(written(tmp_path, summary, rows, {"Best": [], "Worst": [made_up_case(rows[0])]}))
   assert "1 case," in page.text and "0 (1 undefined)" in page.text
-  assert "HD95 (px): no case has it" in page.text and f"HD95 {EMPTY}" in page.text
+  assert "HD95 (px): undefined in all cases" in page.text and f"HD95 {EMPTY}" in page.text
   assert "Best None." in page.text
   assert "nan" not in page.text.lower() and "Effect of each step" not in page.text
   assert "Training" not in page.text
   assert Page(written(tmp_path, summary, rows, {})).of("h1")
 
 
-def test_charts_of_training_are_those_that_have_points(tmp_path):
+def test_only_training_charts_with_points_are_shown(tmp_path):
   labels = lambda curves: [  # noqa: E731
     a["aria-label"].split()[0]
     for a in Page(written(tmp_path, curves=curves)).of("svg")
@@ -277,7 +277,7 @@ def test_charts_of_training_are_those_that_have_points(tmp_path):
 def test_names_are_links_to_the_first_place_where_the_case_is_shown(tmp_path):
   rows = made_up_rows()
   shown = [made_up_case(row) for row in rows[2:4]]
-  summary = made_up_summary(rows)  # the worst are 2 to 5, those to be looked at 0 to 3
+  summary = made_up_summary(rows)  # the worst are 2 to 5, those for review 0 to 3
   page = Page(written(tmp_path, summary, rows, {"Best": shown, "Worst": shown[::-1]}))
   places = [a["id"] for a in page.of("figure") if "id" in a]
   links = [a["href"][1:] for a in page.of("a") if a["href"].startswith("#case-")]
@@ -287,7 +287,7 @@ def test_names_are_links_to_the_first_place_where_the_case_is_shown(tmp_path):
 def pictures_of(document):
   data = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', document)
   decoded = (np.frombuffer(base64.b64decode(part), np.uint8) for part in data)
-  return [cv2.imdecode(part, cv2.IMREAD_COLOR_RGB) for part in decoded][1:]  # the key is first
+  return [cv2.imdecode(part, cv2.IMREAD_COLOR_RGB) for part in decoded][1:]  # the legend is first
 
 
 def near(image, color):
@@ -314,7 +314,7 @@ def test_a_case_without_uncertainty_has_one_picture(tmp_path):
   assert len(pictures_of(written(tmp_path, groups={"Best": [case]}))) == 1
 
 
-def test_a_page_of_24_photographs_can_be_sent(tmp_path):
+def test_a_page_of_24_photographs_is_small_enough_to_send(tmp_path):
   row, rng = made_up_rows(1)[0], np.random.default_rng(0)
   case = made_up_case(row, 600, 800)
   grain = cv2.GaussianBlur(rng.normal(0, 60, case.image.shape), (0, 0), 3)
@@ -331,7 +331,7 @@ def browse(folder, document, widths):
   """Opens a page in windows of several widths.
 
   Returns:
-    What the browser's console said, and by how many pixels the page is too wide for each window.
+    Messages of the browser's console, and the pixels by which the page is too wide per window.
   """
   windows = "".join(
     f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(document)}">'
@@ -373,7 +373,7 @@ def test_a_browser_shows_the_page_without_error_request_or_sideways_scrolling(tm
   console, excess = browse(tmp_path, document, widths)
   assert console == [] and excess == [0, 0]
 
-  # The same eyes see what is wrong with a page that is wrong.
+  # The same check finds the faults of a faulty page.
   wrong = '<div style="width:700px">wide</div><img alt="" src="https://127.0.0.1:9/a.png"></body>'
   console, excess = browse(tmp_path, document.replace("</body>", wrong), widths)
   assert console and excess[0] == 0 < excess[1]

@@ -1,4 +1,4 @@
-"""Pictures are drawn where they should be and show what they should."""
+"""Figures are written to the right place and show the right content."""
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_warning(tmp_path)
   assert cv2.imread(str(tmp_path / "a.png")).std() > 0
 
 
-def test_outline_lies_on_the_border_and_leaves_the_rest_alone():
+def test_outline_is_on_the_border_and_changes_nothing_else():
   image, mask = np.full((60, 60, 3), 90, np.uint8), disc()
   drawn = outlined(image, mask, TRUTH_COLOR)
   changed = (drawn != 90).any(-1)
@@ -58,7 +58,7 @@ def test_curves_show_losses_scores_and_changes_of_size(tmp_path):
   assert cv2.imread(str(path)).std() > 5
 
 
-def test_curves_of_a_run_without_figures_yet(tmp_path):
+def test_curves_of_a_run_without_metrics_yet(tmp_path):
   assert draw_curves([], tmp_path).exists()
 
 
@@ -74,7 +74,7 @@ def height_of(path):
 
 
 @pytest.mark.parametrize("draw", [draw_grid, draw_failures])
-def test_a_row_a_case(draw, tmp_path):
+def test_one_row_per_case(draw, tmp_path):
   heights = []
   for count in (1, 3):
     draw([page_case()] * count, tmp_path / "deep" / "grid.png")
@@ -82,7 +82,7 @@ def test_a_row_a_case(draw, tmp_path):
   assert heights[1] > 2.5 * heights[0]
 
 
-def test_no_failure_is_a_picture_too(tmp_path):
+def test_a_picture_is_drawn_without_failures(tmp_path):
   draw_failures([], tmp_path / "failures.png")
   assert height_of(tmp_path / "failures.png") > 50
 
@@ -98,7 +98,7 @@ def test_the_worst_part_holds_the_largest_error(corner):
   assert rows.start >= 0 and rows.stop <= 100 and columns.start >= 0 and columns.stop <= 90
 
 
-def test_side_by_side_has_a_column_a_network(tmp_path):
+def test_side_by_side_has_one_column_per_network(tmp_path):
   case = Case(0, "case", np.full((60, 60, 3), 90, np.uint8), disc())
   widths = []
   for names in (["a"], ["a", "b", "c"]):
@@ -124,7 +124,7 @@ def test_preview_draws_the_sheet(tmp_path, capsys):
   assert cv2.imread(str(tmp_path / "augmentations.png")).std() > 5
 
 
-def test_a_name_is_never_taken_for_a_formula(tmp_path):
+def test_a_name_is_never_parsed_as_a_formula(tmp_path):
   image, mask = np.full((60, 60, 3), 90, np.uint8), disc()
   row = {"case_id": "$x_{$", "dice": 0.5, "hd95": 1.0, "contrast": 1.0}
   draw_grid([PageCase(row, image, mask, mask, None)], tmp_path / "grid.png")

@@ -1,4 +1,4 @@
-"""Pieces of a page: what comes from data is escaped, charts and pictures lie within the page."""
+"""Pieces of a page: text from data is escaped, charts and pictures are embedded."""
 
 import base64
 import re
@@ -39,7 +39,7 @@ def test_text_and_attributes_are_escaped_and_html_is_not():
   assert tag("p", join(tag("b", "a"), tag("i", "b"))) == "<p><b>a</b><i>b</i></p>"
 
 
-def test_two_pieces_put_together_as_text_are_text():
+def test_concatenating_html_with_plus_gives_text():
   assert tag("p", tag("b", "a") + "<i>") == "<p>&lt;b&gt;a&lt;/b&gt;&lt;i&gt;</p>"
 
 
@@ -47,11 +47,11 @@ def test_two_pieces_put_together_as_text_are_text():
   ("value", "text"),
   [(0.12345, "0.123"), (2, "2.000"), (None, EMPTY), (np.nan, EMPTY), (np.inf, EMPTY)],
 )
-def test_numbers_that_are_none(value, text):
+def test_undefined_numbers(value, text):
   assert number(value) == text
 
 
-def test_a_column_of_numbers_stands_to_the_right():
+def test_a_column_of_numbers_is_right_aligned():
   cells = [("a", 1.5, "-3", "x", EMPTY), ("b", "0.9 ± 0.1", "+2", "4", Html("7<small>8</small>"))]
   table = html_table(("n<", "one", "two", "three", "four"), cells)
   assert re.findall(r"<t[hd][^>]*number[^>]*>([^<]*)", table) == [
@@ -66,7 +66,7 @@ def test_a_table_without_rows():
   assert html_table(("a", "b"), []).count("<tr>") == 1
 
 
-def test_a_page_has_its_style_within_and_forbids_the_rest():
+def test_a_page_embeds_its_style_and_forbids_other_sources():
   document = page(HOSTILE, tag("p", "body"))
   assert document.startswith('<!doctype html>\n<html lang="en">')
   assert "<script>" not in document and "&lt;script&gt;" in document
@@ -75,7 +75,7 @@ def test_a_page_has_its_style_within_and_forbids_the_rest():
   assert "default-src 'none'" in policy
 
 
-def test_a_chart_takes_the_ink_of_the_page_and_keeps_its_other_colours():
+def test_a_chart_uses_the_text_colour_of_the_page_and_keeps_other_colours():
   drawn = svg(chart(), 'a "chart"')
   assert drawn.startswith('<svg role="img" aria-label="a &quot;chart&quot;"')
   assert "currentColor" in drawn and "#123456" in drawn
@@ -85,7 +85,7 @@ def test_a_chart_takes_the_ink_of_the_page_and_keeps_its_other_colours():
   assert 'aria-hidden="true"' in svg(chart())
 
 
-def test_a_chart_is_drawn_the_same_again():
+def test_a_chart_is_deterministic():
   assert svg(chart()) == svg(chart())
 
 
@@ -97,7 +97,7 @@ def test_charts_of_one_page_do_not_share_ids():
     assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', drawn)) <= own
 
 
-def test_a_picture_is_the_picture():
+def test_a_picture_has_the_pixels_of_the_image():
   y, x = np.mgrid[:30, :50]
   image = np.stack([5 * x, 8 * y, np.full_like(x, 90)], -1).astype(np.uint8)
   written = picture(image, HOSTILE)

@@ -1,4 +1,4 @@
-"""Contrast of a lesion against its skin, and scores by tercile."""
+"""Contrast between lesion and skin, and the split of cases into terciles."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ def test_contrast_is_the_distance_in_cielab():
 
 
 def test_only_the_border_counts():
-  """A black corner far away, or a pale centre, changes nothing."""
+  """A black corner far from the border and a white centre change nothing."""
   image = painted(disc(), (80, 60, 50), (200, 170, 150))
   plain = border_contrast(image, disc())
   image[:10, :10] = 0
@@ -38,7 +38,7 @@ def test_no_border_no_contrast(mask):
   assert np.isnan(border_contrast(image, mask))
 
 
-def test_terciles_part_the_cases_by_rank():
+def test_terciles_split_the_cases_by_rank():
   rng = np.random.default_rng(1)
   rows = [{"size": s} for s in (*rng.permutation(20).astype(float), np.nan)]
   parts = terciles(rows, "size")

@@ -1,4 +1,4 @@
-"""Measurements against closed forms, brute force and what turning a photograph must not change."""
+"""Measurements against closed forms, brute force and invariance to rotation."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ NAMES_MM = ("area_mm2", "perimeter_mm", "largest_diameter_mm", "smallest_diamete
 
 
 def drawn(inside, reach, degrees=0.0, offset=(0.0, 0.0)):
-  """Draws a shape: the pixels whose centres are inside it.
+  """Draws a shape: all pixels whose centres are inside it.
 
   Args:
-    inside: (x, y), in pixels from the shape's centre, to whether the point belongs to it.
-    reach: largest distance of the shape from its centre, in pixels.
-    degrees: by which it is turned.
-    offset: of its centre from that of the photograph, in pixels.
+    inside: maps (x, y), in pixels from the shape's centre, to whether the point is inside.
+    reach: largest distance of a point of the shape from its centre, in pixels.
+    degrees: angle by which the shape is rotated.
+    offset: offset of the shape's centre from the photograph's, in pixels.
   """
   half = int(reach) + 4
   y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
@@ -56,7 +56,7 @@ def rectangle(width, height, degrees=0.0, offset=(0.0, 0.0)):
 
 
 def triangle(base, height, degrees=0.0, offset=(0.0, 0.0)):
-  """Isosceles, its centroid in the middle."""
+  """An isosceles triangle with its centroid in the middle."""
 
   def inside(x, y):
     up = y + height / 3
@@ -66,19 +66,19 @@ def triangle(base, height, degrees=0.0, offset=(0.0, 0.0)):
 
 
 def circumference(a, b):
-  """Length of an ellipse, from its definition."""
+  """Circumference of an ellipse by numerical integration."""
   angle = (np.arange(4000) + 0.5) * 2 * np.pi / 4000
   return np.hypot(a * np.sin(angle), b * np.cos(angle)).mean() * 2 * np.pi
 
 
 def turns(count):
-  """Angles in degrees and places of a shape's centre that the grid knows nothing of."""
+  """Random angles in degrees and offsets of a shape's centre, not aligned with the grid."""
   rng = np.random.default_rng(0)
   return [(rng.uniform(0, 180), tuple(rng.uniform(-0.5, 0.5, 2))) for _ in range(count)]
 
 
 def blobs(count=30, shape=(70, 90)):
-  """Random lesions off the frame: regions, bays and holes."""
+  """Random lesions away from the frame, with several regions, bays and holes."""
   rng = np.random.default_rng(0)
   for _ in range(count):
     field = gaussian_filter(rng.normal(size=shape), rng.uniform(1, 9))
@@ -87,7 +87,7 @@ def blobs(count=30, shape=(70, 90)):
 
 
 def noise(count=60):
-  """Small masks of single pixels, on the frame too; none is empty."""
+  """Small masks of random pixels, also on the frame; none is empty."""
   rng = np.random.default_rng(0)
   for _ in range(count):
     mask = rng.random(rng.integers(1, 9, 2)) < rng.uniform(0.05, 0.9)
@@ -96,7 +96,7 @@ def noise(count=60):
 
 
 def folded(mask):
-  """Asymmetry from its definition: 25 points a pixel, reflected one by one."""
+  """Asymmetry by its definition: 25 points per pixel are mirrored one by one."""
   pixels = np.argwhere(mask)
   centre = pixels.mean(axis=0)
   axes = np.linalg.eigh(np.cov((pixels - centre).T))[1].T
@@ -197,7 +197,7 @@ def test_a_hole_has_an_outline_too(outer, inner):
     (".#. ### .#.", 0, 4, 4, 1),
     ("#.. .#. ..#", 0, 4, 2, 1),
     ("##.# ##.#", 4 + 2, 0, 4 + 2, 2),
-    ("### #.# ###", 8, 4, 4 + 4, 0),  # what the outline gains the hole loses
+    ("### #.# ###", 8, 4, 4 + 4, 0),  # the outline's gain and the hole's loss cancel
   ],
 )
 def test_steps_and_corners_of_small_outlines(rows, even, odd, corners, contours):
@@ -207,7 +207,7 @@ def test_steps_and_corners_of_small_outlines(rows, even, odd, corners, contours)
 
 
 def test_diameters_by_brute_force():
-  """Between all corners of pixels; the width across the direction of each pair of them."""
+  """Distances of all pairs of pixel corners, and the widths across their directions."""
   for mask in noise():
     y, x = np.nonzero(mask)
     corners = np.unique([(x + i, y + j) for i in (0, 1) for j in (0, 1)], axis=0)
@@ -241,7 +241,7 @@ def test_asymmetry_by_its_definition():
 
 @pytest.mark.parametrize(("base", "height"), [(100, 160), (90, 60), (450, 750)])
 def test_asymmetry_of_a_triangle(base, height):
-  """Over its axis nothing is lost; over the line through its centroid a third, so 1/6 in mean.
+  """0 about its axis of symmetry, 1/3 about the other line through its centroid: 1/6 on average.
 
   With width b (1 - y / h) and centroid h / 3 the overlap is twice the area between h / 3 and
   2 h / 3, which is b h / 3 of b h / 2.
@@ -259,7 +259,7 @@ def test_reduction_hardly_changes_the_asymmetry():
 
 
 def test_a_thin_lesion_longer_than_the_reduced_size():
-  """Squares of averaging that hold one pixel of 9 still count."""
+  """Averaged squares with one lesion pixel of 9 still count."""
   line = np.eye(1501, dtype=np.uint8)
   row = measure_lesion(line)
   assert row["asymmetry"] == pytest.approx(0, abs=0.01)
@@ -269,7 +269,7 @@ def test_a_thin_lesion_longer_than_the_reduced_size():
   assert 0 < measure_lesion(corners)["asymmetry"] <= 1
 
 
-def test_order_of_asymmetry_and_irregularity():
+def test_less_regular_shapes_score_higher():
   half = drawn(lambda x, y: (np.hypot(x, y) <= 50) & (y > 0), 50)
   bent = drawn(lambda x, y: (abs(x) <= 40) & (abs(y) <= 40) & ((x < -15) | (y > 15)), 60)
   star = drawn(lambda x, y: np.hypot(x, y) <= 50 + 15 * np.cos(5 * np.arctan2(y, x)), 65)
@@ -303,7 +303,7 @@ def test_millimetres_are_pixels_times_their_side():
     assert measured[f"{name}_mm"] == pytest.approx(row[f"{name}_px"] / 20)
 
 
-def test_every_figure_is_a_plain_number():
+def test_every_value_is_a_python_number():
   for mask in (ellipse(40, 20, 30), np.zeros((9, 9), np.uint8)):
     for name, value in measure_lesion(mask, 1.0).items():
       whole = name in ("area_px", "regions", "touches_frame")
@@ -367,13 +367,13 @@ def test_two_regions_are_one_lesion():
   ("place", "touches"),
   [((0, 5), 1), ((9, 5), 1), ((4, 0), 1), ((4, 19), 1), ((1, 1), 0), ((8, 18), 0)],
 )
-def test_a_lesion_on_the_frame_may_go_on_outside(place, touches):
+def test_a_lesion_on_the_frame_is_flagged(place, touches):
   mask = np.zeros((10, 20), np.uint8)
   mask[place] = 1
   assert measure_lesion(mask)["touches_frame"] == touches
 
 
-def test_the_mask_is_left_alone():
+def test_the_mask_is_not_modified():
   for mask in blobs(3):
     before = mask.copy()
     measure_lesion(mask)
@@ -396,6 +396,6 @@ def test_other_masks_are_refused(mask):
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
-def test_a_scale_that_is_none_is_refused(scale):
+def test_an_invalid_scale_is_refused(scale):
   with pytest.raises(ValueError, match="mm_per_pixel"):
     measure_lesion(np.ones((4, 4), np.uint8), scale)

@@ -44,7 +44,7 @@ def test_interval_covers_the_mean_as_often_as_it_says():
   assert 50 <= covered <= 60
 
 
-def test_undefined_figures_are_left_out_and_counted():
+def test_undefined_values_are_left_out_and_counted():
   summary = summarise(rows_of(x=[1.0, np.nan, 3.0], y=[np.nan] * 3, z=[1.0, 1, 4]), "xyz")
   assert summary["x"]["mean"] == 2 and summary["x"]["undefined"] == 1
   assert summary["y"] == {"mean": None, "std": None, "ci95": None, "undefined": 3}
@@ -55,12 +55,12 @@ def test_one_case_has_no_interval():
   assert summarise([{"x": 0.5}], ("x",)) == {"x": {"mean": 0.5, "std": 0.0, "ci95": None}}
 
 
-def test_equal_cases_have_an_interval_of_no_width():
+def test_equal_cases_have_an_interval_of_zero_width():
   assert summarise(rows_of(x=[0.5] * 9), ("x",))["x"]["ci95"] == [0.5, 0.5]
 
 
-def test_paired_difference_sees_what_pairing_shows():
-  """A small gain on every case is certain; the same cases shuffled say nothing."""
+def test_paired_difference_uses_the_pairing():
+  """A small gain on every case is significant; the same scores shuffled are not."""
   rng = np.random.default_rng(4)
   first = rng.random(60)
   gain = paired_difference(first, first + 0.01 + 0.001 * rng.random(60))
@@ -73,8 +73,10 @@ def test_paired_difference_sees_what_pairing_shows():
 def test_paired_difference_of_the_same():
   same = paired_difference(np.ones(5), np.ones(5))
   assert same["p_value"] == 1 and same["difference"] == 0 and same["equal"] == 5
-  with pytest.raises(ValueError, match="same cases"):
+  with pytest.raises(AssertionError, match="assert_equal_shape"):
     paired_difference(np.ones(5), np.ones(4))
+  with pytest.raises(ValueError, match="at least one case"):
+    paired_difference(np.ones(0), np.ones(0))
 
 
 def test_a_distance_is_better_where_it_is_lower():
@@ -86,7 +88,7 @@ def test_a_distance_is_better_where_it_is_lower():
   assert found["difference"] == plain["difference"] == -3.75
 
 
-def test_paired_difference_turns_with_its_sides():
+def test_paired_difference_changes_sign_with_the_order():
   a, b = np.random.default_rng(5).random((2, 30))
   there, back = paired_difference(a, b), paired_difference(b, a)
   assert there["difference"] == -back["difference"] and there["p_value"] == back["p_value"]
@@ -107,7 +109,7 @@ def test_rank_correlation():
   assert rank_correlation([1.0, 2.0], [2.0, 1.0]) is None
 
 
-def test_calibration_of_probabilities_that_hold():
+def test_calibration_of_correct_probabilities():
   rng = np.random.default_rng(6)
   probs = rng.random((300, 300), np.float32)
   calibration = Calibration()
@@ -126,5 +128,5 @@ def test_calibration_error_is_the_distance_from_the_truth():
   calibration.add(np.full((10, 20), 0.3, np.float32), np.ones((10, 20), np.uint8))
   error = calibration.summary()["expected_calibration_error"]
   assert error == pytest.approx((100 * 0.9 + 200 * 0.7) / 300, abs=1e-6)
-  calibration.add(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))  # exactly one has a bin
+  calibration.add(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))  # 1.0 is in the last bin
   assert calibration.summary()["bins"][-1]["pixels"] == 4

@@ -1,4 +1,4 @@
-"""Least work of functions whose operations and bytes can be counted by hand."""
+"""Minimum work of functions whose operations and bytes can be counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ IN, OUT = 4 * (8 * 16 + 16 * 4), 4 * 8 * 4
 
 def test_a_product_moves_its_operands_and_its_result():
   cost = count_cost(jnp.dot, X, W)
-  assert cost == Cost(flops=2 * 8 * 16 * 4, bytes=2 * (IN + OUT))  # as ends, and as a product
+  assert cost == Cost(flops=2 * 8 * 16 * 4, bytes=2 * (IN + OUT))  # function and product
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint], ids=["jit", "remat"])
@@ -20,18 +20,17 @@ def test_products_inside_other_functions_count(wrap):
   assert count_cost(lambda x, w: wrap(jnp.dot)(x, w), X, W) == count_cost(jnp.dot, X, W)
 
 
-def test_what_can_be_fused_moves_nothing():
-  """Operations between two products stay in the processor."""
+def test_operations_that_can_be_fused_move_no_bytes():
   cost = count_cost(lambda x, w: jnp.tanh(jnp.dot(jnp.tanh(x), w)), X, W)
   assert cost.bytes == count_cost(jnp.dot, X, W).bytes
 
 
-def test_half_precision_moves_half():
+def test_half_precision_moves_half_the_bytes():
   x, w = (jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in (X, W))
   assert 2 * count_cost(jnp.dot, x, w).bytes == count_cost(jnp.dot, X, W).bytes
 
 
-def test_a_convolution_counts_each_of_its_multiply_adds():
+def test_a_multiply_add_of_a_convolution_is_two_operations():
   x = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
   w = jax.ShapeDtypeStruct((3, 3, 3, 5), jnp.float32)
 
@@ -45,7 +44,7 @@ def test_a_convolution_counts_each_of_its_multiply_adds():
   assert cost.bytes == 2 * 4 * (2 * 6 * 6 * 3 + 3 * 3 * 3 * 5 + 2 * 4 * 4 * 5)
 
 
-def test_the_gradient_costs_twice_as_much_again():
+def test_a_gradient_triples_the_cost():
   def loss(x, w):
     return jnp.sum(jnp.dot(x, w) ** 2)
 
@@ -54,7 +53,7 @@ def test_the_gradient_costs_twice_as_much_again():
   assert 3 * one <= three < 3.5 * one
 
 
-def test_the_floor_is_the_longer_of_computing_and_moving():
+def test_the_floor_is_the_longer_of_computing_and_moving_data():
   machine = Machine(flops_per_second=100.0, bytes_per_second=10.0)
   assert machine.floor(Cost(flops=1000, bytes=1)) == 10
   assert machine.floor(Cost(flops=1, bytes=1000)) == 100

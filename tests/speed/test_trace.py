@@ -1,4 +1,4 @@
-"""A real trace of a small program, and the table of where its time went."""
+"""A real trace of a small program, and the table of its time by part."""
 
 import csv
 
@@ -20,7 +20,7 @@ PARTS = {"gate": ("gate",), "encoder": ("encoder",), "decoder": ("decoder1",)}
 
 @jax.jit
 def step(x):
-  """A forward and a backward pass through two named parts, and one that has no name."""
+  """A forward and a backward pass through named parts, and an operation without a name."""
 
   def objective(x):
     with jax.named_scope("encoder"):
@@ -35,7 +35,7 @@ def step(x):
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-  """A loop of six batches of which two are traced."""
+  """A loop over six batches, two of them traced."""
   folder = tmp_path_factory.mktemp("trace")
   x = jnp.linspace(-1, 1, 256 * 256).reshape(256, 256)
   seen = []
@@ -51,7 +51,7 @@ def traced(tmp_path_factory):
   return folder, seen
 
 
-def test_the_trace_is_one_that_xprof_opens(traced):
+def test_the_trace_is_where_xprof_looks_for_it(traced):
   folder, seen = traced
   (path,) = (folder / "plugins" / "profile").rglob("*.xplane.pb")
   assert path.stat().st_size > 1000
@@ -76,7 +76,7 @@ def test_augmentation_on_the_device_is_a_part():
   assert part_of("jit(step)/jit(main)/reshape", parts) == OTHER
 
 
-def test_a_window_that_the_loop_ends_in_is_closed(tmp_path):
+def test_a_trace_still_open_at_the_end_of_the_loop_is_closed(tmp_path):
   x = jnp.ones((64, 64))
   window = profile_window(
     start_step=0,
@@ -89,11 +89,11 @@ def test_a_window_that_the_loop_ends_in_is_closed(tmp_path):
     at(0, x)
     step(x).block_until_ready()
   assert (tmp_path / TABLE_FILE).exists()
-  jax.profiler.start_trace(str(tmp_path / "next"))  # which fails while another is open
+  jax.profiler.start_trace(str(tmp_path / "next"))  # would fail if the first were still open
   jax.profiler.stop_trace()
 
 
-def test_an_error_within_the_window_is_the_one_that_is_seen(tmp_path):
+def test_an_error_during_a_trace_is_not_hidden_by_closing_it(tmp_path):
   def program():
     raise AttributeError("nothing was compiled")
 
@@ -105,7 +105,7 @@ def test_an_error_within_the_window_is_the_one_that_is_seen(tmp_path):
   jax.profiler.stop_trace()
 
 
-def test_no_window_leaves_nothing(tmp_path):
+def test_zero_steps_write_no_trace(tmp_path):
   with profile_window(
     start_step=0, num_steps=0, folder=tmp_path, program=lambda: "", parts=PARTS
   ) as at:
@@ -132,7 +132,7 @@ ENTRY %main (x: f32[4], y: f32[4]) -> f32[4] {
 """
 
 
-def test_an_operation_without_a_name_goes_to_the_one_that_uses_it():
+def test_an_operation_without_a_name_gets_that_of_its_user():
   names = op_names(UNNAMED)
   assert names["dot"] == names["copy"] == "jit(step)/head/dot_general"
   assert names["fusion"] == "jit(step)/loss/add"

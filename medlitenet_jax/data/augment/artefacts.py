@@ -1,6 +1,6 @@
-"""What lies on the skin in a dermoscopic photograph without being skin: hairs and rulers.
+"""Draws hairs and rulers on dermoscopic photographs.
 
-Strokes are drawn in parts of the picture's side, so that one draw is one scene at every size.
+Lengths are fractions of the picture's side, so the same draw gives the same scene at every size.
 """
 
 import math
@@ -9,24 +9,24 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-Strokes = Sequence[tuple[np.ndarray, np.ndarray]]  # (points [N, 2], x and y; widths [N]) each
+Strokes = Sequence[tuple[np.ndarray, np.ndarray]]  # each (points [N, 2] as x and y, widths [N])
 
 HAIR_COLOUR, PALE_HAIR_COLOUR = (38, 26, 22), (222, 205, 180)  # RGB levels
-PALE_HAIRS = 0.15  # share of pictures whose hairs are fair or grey
+PALE_HAIRS = 0.15  # fraction of pictures with fair or grey hairs
 RULER_COLOUR = (40, 36, 40)
 
 
 def stroke_cover(strokes: Strokes, image_size: int) -> np.ndarray:
-  """Draws strokes.
+  """Computes how much of each pixel strokes cover.
 
   Args:
-    strokes: in parts of the side; what lies outside 0 to 1 is not seen.
-    image_size: pixels of both sides.
+    strokes: in fractions of the side; parts outside 0 to 1 are clipped.
+    image_size: side in pixels.
 
   Returns:
-    [image_size, image_size] uint8, from 0 to 255 where a stroke covers the whole pixel.
+    [image_size, image_size] uint8, from 0 to 255 for a pixel that is fully covered.
   """
-  sheet = np.zeros((2 * image_size, 2 * image_size), np.uint8)  # averaged down below
+  sheet = np.zeros((2 * image_size, 2 * image_size), np.uint8)  # twice the size, averaged below
   for points, widths in strokes:
     across = np.gradient(points, axis=0)[:, ::-1] * (-1.0, 1.0)
     across *= (widths / np.linalg.norm(across, axis=1))[:, None] / 2
@@ -36,13 +36,13 @@ def stroke_cover(strokes: Strokes, image_size: int) -> np.ndarray:
 
 
 def add_strokes(image: np.ndarray, strokes: Strokes, colour, opacity: float) -> np.ndarray:
-  """Lays strokes of one colour on top.
+  """Draws strokes of one colour onto an image.
 
   Args:
-    image: [S, S, 3] float32 levels.
-    strokes: as `stroke_cover` takes them.
+    image: [S, S, 3] float32 levels, 0 to 255.
+    strokes: see `stroke_cover`.
     colour: RGB levels.
-    opacity: from 0 to 1, of a pixel that a stroke covers.
+    opacity: opacity of a fully covered pixel, 0 to 1.
 
   Returns:
     [S, S, 3] float32.
@@ -60,18 +60,18 @@ def hair_strokes(
   longest: float,
   thickest: float,
 ) -> Strokes:
-  """Draws the course of curved, tapering hairs, combed roughly one way.
+  """Draws random curved, tapering hairs with roughly one direction.
 
   Args:
-    rng: of each hair's root, length, heading and width.
-    count: of hairs.
-    comb: the way they are combed, in radians.
-    spread: standard deviation of their headings, in radians.
-    longest: hair, a part of the side.
-    thickest: hair at its root, a part of the side.
+    rng: draws each hair's root, length, direction and width.
+    count: number of hairs.
+    comb: mean direction, in radians.
+    spread: standard deviation of the directions, in radians.
+    longest: greatest length, as a fraction of the side.
+    thickest: greatest width at the root, as a fraction of the side.
 
   Returns:
-    A stroke a hair.
+    One stroke per hair.
   """
   t = np.linspace(0.0, 1.0, 24)
   strokes = []
@@ -84,7 +84,7 @@ def hair_strokes(
 
 
 def hair_colour(rng: np.random.Generator) -> np.ndarray:
-  """Draws the colour of a picture's hairs, mostly dark: RGB levels [3] float64."""
+  """Draws a random colour for the hairs of a picture, mostly dark: RGB levels [3] float64."""
   colour = np.where(rng.random() < PALE_HAIRS, PALE_HAIR_COLOUR, HAIR_COLOUR)
   return colour * rng.uniform(0.5, 1.1)
 
@@ -92,18 +92,18 @@ def hair_colour(rng: np.random.Generator) -> np.ndarray:
 def ruler_strokes(
   *, angle: float, base: float, left: float, spacing: float, ticks: int, width: float = 0.005
 ) -> Strokes:
-  """Draws a scale: a line, and ticks from it towards the middle, every fifth a long one.
+  """Makes a scale: a line with ticks towards the middle, every fifth one longer.
 
   Args:
-    angle: in radians, about the picture's centre; 0 is at the lower side.
-    base: distance of the line from the centre, a part of the side.
-    left: where the line begins, seen from the centre, a part of the side.
-    spacing: of the ticks, a part of the side.
-    ticks: their number.
-    width: of line and ticks, a part of the side.
+    angle: rotation about the picture's centre, in radians; 0: along the lower side.
+    base: distance of the line from the centre, as a fraction of the side.
+    left: start of the line relative to the centre, as a fraction of the side.
+    spacing: distance between ticks, as a fraction of the side.
+    ticks: number of ticks.
+    width: width of line and ticks, as a fraction of the side.
 
   Returns:
-    A stroke for the line and each tick.
+    One stroke for the line and one per tick.
   """
   turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
   places = left + spacing * np.arange(ticks)

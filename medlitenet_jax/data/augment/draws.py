@@ -1,18 +1,18 @@
-"""From the uniform numbers that an augmentation is given to what it does, and how strongly."""
+"""Turns the uniform numbers of an augmentation into its parameters."""
 
 import numpy as np
 
 
 def between(bounds, uniform):
-  """The number, or numbers, that lie a share `uniform` of the way from bounds[0] to bounds[1]."""
+  """Maps a number or array in [0, 1] linearly to [bounds[0], bounds[1]]."""
   return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
 def generator(uniform: float) -> np.random.Generator:
-  """Chance of any amount from one uniform, which is a multiple of 2**-53: a seed in full."""
+  """A generator seeded by one uniform number, a multiple of 2**-53, without loss of bits."""
   return np.random.default_rng(int(uniform * 2**53))
 
 
 def normal(uniform: float, shape: tuple[int, ...]) -> np.ndarray:
-  """Standard normal float32 of a shape from one uniform."""
+  """Standard normal float32 numbers of a shape, determined by one uniform number."""
   return generator(uniform).standard_normal(shape, dtype=np.float32)

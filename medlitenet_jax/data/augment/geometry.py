@@ -1,7 +1,7 @@
-"""Random changes to a photograph and its mask that leave the answer true.
+"""Random augmentations of a photograph and its mask.
 
-The geometric ones compose into one coordinate map, through which photograph and mask are each
-sampled once: they stay aligned, and five augmentations blur no more than one. Those that change the
+The geometric ones are composed into one coordinate map through which photograph and mask are each
+sampled once. So the two stay aligned, and five augmentations blur no more than one. Changes of the
 photograph alone follow; they are in `photometric.py`.
 """
 
@@ -23,23 +23,22 @@ _NAMES = tuple(
   if field.name.endswith("_probability")
 )
 _GEOMETRIC = ("crop", "flip_horizontal", "flip_vertical", "rotate", "scale", "translate", "elastic")
-_DRAWS = 5  # uniforms for each augmentation: whether it is applied, then up to four strengths
+_DRAWS = 5  # uniform numbers per augmentation: whether it is applied, then up to four parameters
 
 
 def draw_applied(rng: np.random.Generator, policy: AugmentPolicy) -> dict[str, np.ndarray]:
-  """Draws which augmentations are applied to a photograph, and how.
+  """Draws which augmentations are applied to a photograph, and their random numbers.
 
-  Each has a row of uniform numbers of its own, applied or not. Were they drawn one after the other
-  as needed, changing one probability would shift the numbers of all that follow, and a comparison
-  of two policies would compare two sets of crops too.
+  Each augmentation has its own row of uniform numbers, whether it is applied or not. If they were
+  drawn on demand, changing one probability would change the numbers of all later augmentations, and
+  a comparison of two policies would also compare two sets of crops.
 
   Args:
-    rng: moves on by the same amount whatever the policy.
+    rng: advanced by the same amount for every policy.
     policy: gives the probabilities.
 
   Returns:
-    By the name of each augmentation that is applied, the uniform numbers that its strength follows
-    from.
+    {name of each applied augmentation: its four uniform numbers, which determine its strength}.
   """
   rows = dict(zip(_NAMES, rng.random((len(_NAMES), _DRAWS)), strict=True))
   return {
@@ -52,15 +51,16 @@ def draw_applied(rng: np.random.Generator, policy: AugmentPolicy) -> dict[str, n
 def draw_geometry(
   policy: AugmentPolicy, applied: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-  """Where a point of the square, from its centre, lies in the photograph.
+  """The map from points of the view to positions in the photograph.
 
-  At matrix @ (point + bend) + offset, the point in units of the square's side, [-0.5, 0.5], the
-  place in units of the photograph's sides, [0, 1]. The picture is cropped, flipped, rotated,
-  scaled, then translated, so the map undoes the translation first.
+  A point is relative to the view's centre, in units of its side, [-0.5, 0.5]. Its position in the
+  photograph, in units of the photograph's sides, [0, 1], is matrix @ (point + bend) + offset. The
+  picture is cropped, flipped, rotated, scaled, then translated, so the map undoes the translation
+  first.
 
   Args:
     policy: gives the ranges.
-    applied: of `draw_applied`.
+    applied: result of `draw_applied`.
 
   Returns:
     matrix: [2, 2], x before y.
@@ -91,18 +91,18 @@ def draw_geometry(
 
 
 def needed_size(matrix: np.ndarray, image_size: int, most: np.ndarray) -> np.ndarray:
-  """Width and height at which the map steps by about a pixel of the photograph.
+  """Size of the photograph at which one pixel of the view is about one pixel of the photograph.
 
-  Averaged to it first, the photograph does not alias. To enlarge it is left to the map, once it has
-  the size that evaluation sees.
+  Averaging the photograph to this size first prevents aliasing. It is never enlarged beyond `most`;
+  the map does that.
 
   Args:
-    matrix: of `draw_geometry`.
-    image_size: pixels of both sides of the view.
-    most: [2] width and height that there are, after enlarging.
+    matrix: from `draw_geometry`.
+    image_size: side of the view in pixels.
+    most: [2] greatest width and height.
 
   Returns:
-    [2] int, each from 1 to `most`.
+    [2] int, width and height, each from 1 to `most`.
   """
   return np.clip(np.rint(image_size / np.linalg.norm(matrix, axis=1)), 1, most).astype(int)
 
@@ -110,8 +110,8 @@ def needed_size(matrix: np.ndarray, image_size: int, most: np.ndarray) -> np.nda
 def _coordinate_map(matrix, offset, bend, height, width, image_size):
   """Pixel coordinates [S, S] float32, x and y, in a source of height x width pixels.
 
-  The centre of pixel i lies at (i + 0.5) / S of the side, in source and square alike: without the
-  halves a photograph and its shrunk mask would part by up to half a pixel.
+  The centre of pixel i is at (i + 0.5) / S of the side, in the source and the view. Without the
+  half, a photograph and its shrunk mask would be misaligned by up to half a pixel.
   """
   sides = np.array([width, height])
   steps = (np.arange(image_size) + 0.5) / image_size - 0.5
@@ -119,7 +119,7 @@ def _coordinate_map(matrix, offset, bend, height, width, image_size):
   across += (sides * offset)[:, None] - 0.5
   maps = across.astype(np.float32)[:, None, :] + down.astype(np.float32)[:, :, None]
   if bend is not None:
-    # The square is bent before the affine map, and that is linear: it is cheaper on the few points.
+    # The affine map is linear, so it can be applied to the few control points, which is cheaper.
     field = (bend @ matrix.T * sides).astype(np.float32)
     for i in range(2):
       maps[i] += cv2.resize(field[..., i], (image_size,) * 2, interpolation=cv2.INTER_CUBIC)
@@ -127,7 +127,7 @@ def _coordinate_map(matrix, offset, bend, height, width, image_size):
 
 
 def _warp(image, mask, image_size, policy, applied):
-  """Photograph and mask through the geometric augmentations, image_size pixels a side."""
+  """Applies the geometric augmentations to photograph and mask; sides of image_size pixels."""
   if not any(name in applied for name in _GEOMETRIC):
     return resize_image(image, image_size, image_size), resize_mask(mask, image_size, image_size)
   matrix, offset, bend = draw_geometry(policy, applied)
@@ -147,27 +147,25 @@ def augment(
   image_size: int,
   policy: AugmentPolicy,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws one view of a photograph and its mask.
+  """Draws one augmented view of a photograph and its mask.
 
   In this order, each with its own probability: crop, flips, rotation, scaling, translation, elastic
   deformation; skin tone, fading of the border, ruler, hairs, shadow, uneven light; brightness and
-  contrast, gamma, CLAHE, blur, noise. What the geometric ones bring in from outside the photograph
-  is its reflection, and the mask's.
-
-  Safe to call from many threads, each with an rng of its own.
+  contrast, gamma, CLAHE, blur, noise. Areas outside the photograph are filled with reflections of
+  photograph and mask. Thread-safe if each thread has its own rng.
 
   Args:
-    rng: the only source of chance; moves on by the same amount whatever the policy.
+    rng: the only source of randomness; advanced by the same amount for every policy.
     image: [H, W, 3] uint8 RGB, of any size.
     mask: [H, W] uint8; above 0 is lesion.
-    image_size: pixels of both sides of the result.
-    policy: what is applied how often; not `enabled`, both are only resized, as for evaluation.
+    image_size: side of the result in pixels.
+    policy: the augmentations; if not `enabled`, both are only resized, as in evaluation.
 
   Returns:
     image [image_size, image_size, 3] uint8 and mask [image_size, image_size] uint8, 0 or 1.
 
   Raises:
-    ValueError: if image and mask are not uint8 of these ranks and of one height and width.
+    ValueError: if image or mask is not uint8 of this rank, or their sizes differ.
   """
   if image.shape[:2] != mask.shape[:2]:
     raise ValueError(f"image and mask differ in size: {image.shape[:2]} and {mask.shape[:2]}")
@@ -177,13 +175,13 @@ def augment(
 
 
 def single_augmentations(policy: AugmentPolicy) -> dict[str, AugmentPolicy]:
-  """Takes a policy apart, to look at each augmentation alone.
+  """Makes a policy for each single augmentation, for previews.
 
   Args:
-    policy: gives the ranges; its probabilities do not matter.
+    policy: gives the ranges; its probabilities are ignored.
 
   Returns:
-    By name, `crop` to `faint_border`, a policy that always applies this augmentation and no other.
+    {name, `crop` to `faint_border`: policy that always applies this augmentation and no other}.
   """
   off: dict[str, Any] = {f"{name}_probability": 0.0 for name in _NAMES} | {"enabled": True}
   return {

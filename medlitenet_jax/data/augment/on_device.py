@@ -1,14 +1,14 @@
-"""The augmentations that gain from it done on the device, inside the training step.
+"""Applies augmentations on the device, inside the training step.
 
-The reader threads then only decode, and draw the numbers that say what is to be done. Those are the
-numbers that `augment` draws, so either place gives a photograph the same view, but for rounding,
-for the noise, whose values are others, and for crops of less than half a side, which are less sharp
-here.
+The reader threads then only decode photographs and draw the parameters of the augmentations. They
+draw the same numbers as `augment`, so host and device give the same view, except for rounding, for
+the values of the noise, and for crops smaller than half a side, which are less sharp here.
 """
 
 import functools
 from collections.abc import Mapping
 
+import chex
 import cv2
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,16 @@ from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.resize import mask_coverage, resize_image
 from medlitenet_jax.system.errors import InputError
 
-CANVAS = 2  # side of the square that a photograph is sent in, over that of the view
+CANVAS = 2  # side of the canvas that carries a photograph to the device, over that of the view
 ON_HOST = ("hairs", "ruler", "shadow", "uneven_light", "skin_tone", "faint_border")
 
 
 def refuse_undrawable(policy: AugmentPolicy) -> None:
-  """Refuses a policy with augmentations that only the host can draw.
-
-  Raises:
-    InputError: names one of them.
-  """
+  """Raises InputError if a policy has an augmentation that only the host can apply."""
   for name in ON_HOST:
     if getattr(policy, f"{name}_probability"):
       raise InputError(
-        f"augment.{name}_probability is above 0, and this is drawn on the host alone; set "
+        f"augment.{name}_probability is above 0, but only the host can apply it; set "
         "config.data.augment_on=host"
       )
 
@@ -45,31 +41,33 @@ def pack_view(
   image_size: int,
   policy: AugmentPolicy,
 ) -> dict[str, np.ndarray]:
-  """Draws a view as `augment` does and leaves the work to `unpack_views`.
+  """Draws the parameters of a view, with the same numbers as `augment`, for `unpack_views`.
 
   Args:
-    rng: the only source of chance.
+    rng: the only source of randomness.
     image: [H, W, 3] uint8 RGB.
     mask: [H, W] uint8, 0 or 1.
-    image_size: pixels of both sides of the view, S.
-    policy: as `augment` takes it, without those of `ON_HOST`.
+    image_size: side of the view in pixels, S.
+    policy: the augmentations, none of `ON_HOST`.
 
   Returns:
-    "canvas", [C, C, 4] uint8 with C = 2 S, the photograph and 255 times its mask in the upper left
-    corner; "extent" and "needed", [2] int32, width and height that they have, and that they are
-    averaged to before they are sampled; and the numbers of the view, float32.
+    "canvas": [C, C, 4] uint8 with C = 2 S; the photograph, and 255 times its mask as the fourth
+      channel, in the upper left corner.
+    "extent": [2] int32, their width and height on the canvas.
+    "needed": [2] int32, width and height to average them to before sampling.
+    The parameters, float32: "matrix" [2, 2], "offset" [2], "bend" [G, G, 2] and scalars.
   """
   applied = draw_applied(rng, policy)
   matrix, offset, bend = draw_geometry(policy, applied)
   side = CANVAS * image_size
-  # As for evaluation, what is smaller than the view is enlarged first.
+  # As in evaluation, a photograph smaller than the view is enlarged first.
   height, width = (min(max(size, image_size), side) for size in image.shape[:2])
   canvas = np.zeros((side, side, 4), np.uint8)
   canvas[:height, :width, :3] = resize_image(image, height, width)
   canvas[:height, :width, 3] = mask_coverage(mask, height, width)
 
-  def strength(bounds, name: str, place: int, off: float) -> float:
-    return float(between(bounds, applied[name][place])) if name in applied else off
+  def strength(bounds, name: str, index: int, off: float) -> float:
+    return float(between(bounds, applied[name][index])) if name in applied else off
 
   grid = (policy.elastic_grid, policy.elastic_grid, 2)
   numbers = {
@@ -93,16 +91,20 @@ def pack_view(
 def unpack_views(
   packed: Mapping[str, jax.Array], policy: AugmentPolicy
 ) -> tuple[jax.Array, jax.Array]:
-  """Does what `pack_view` drew, on the device.
+  """Applies the augmentations that `pack_view` drew, on the device.
 
   Args:
     packed: the arrays of `pack_view`, each with a leading axis of B photographs.
-    policy: the same.
+    policy: the policy given to `pack_view`.
 
   Returns:
     image: [B, S, S, 3] uint8.
     mask: [B, S, S, 1] uint8, 0 or 1.
+
+  Raises:
+    AssertionError: if an array has another shape, when traced.
   """
+  _assert_packed(packed)
   size = packed["canvas"].shape[1] // CANVAS
   averaged = jax.vmap(_average)(packed["canvas"], packed["extent"], packed["needed"])
   geometry = (packed[name] for name in ("needed", "matrix", "offset", "bend"))
@@ -120,8 +122,20 @@ def unpack_views(
   return jnp.clip(image, 0, 255).astype(jnp.uint8), mask
 
 
+def _assert_packed(packed: Mapping[str, jax.Array]) -> None:
+  batch, side = packed["canvas"].shape[:2]
+  chex.assert_shape(packed["canvas"], (batch, side, side, 4))
+  chex.assert_type(packed["canvas"], jnp.uint8)
+  chex.assert_shape([packed[name] for name in ("extent", "needed", "offset")], (batch, 2))
+  chex.assert_shape(packed["matrix"], (batch, 2, 2))
+  grid = packed["bend"].shape[1]
+  chex.assert_shape(packed["bend"], (batch, grid, grid, 2))
+  scalars = ("contrast", "brightness", "gamma", "clahe", "blur", "noise", "noise_seed")
+  chex.assert_shape([packed[name] for name in scalars], (batch,))
+
+
 def _average(canvas, extent, needed):
-  """Canvas [C, C, 4] of whole levels, float32, its photograph averaged from extent to needed."""
+  """Averages the photograph on a canvas from extent to needed: [C, C, 4] float32, rounded."""
   edges = jnp.arange(canvas.shape[0], dtype=jnp.float32)
 
   def weights(axis: int):
@@ -138,17 +152,17 @@ def _average(canvas, extent, needed):
 
 
 def _sample(size: int, image, extent, matrix, offset, bend):
-  """View [size, size, 4] float32 of an image: bilinear, mirrored at the sides of its extent."""
+  """View [size, size, 4] float32 of an image: bilinear, mirrored at the edges of its extent."""
   steps = (jnp.arange(size) + 0.5) / size - 0.5
-  # The cubic kernel of the host's `cv2.resize`, as a matrix, for it is linear.
+  # The host's cubic `cv2.resize` as a matrix, which is exact because it is linear.
   control = np.eye(bend.shape[0], dtype=np.float32)
   spread = jnp.asarray(cv2.resize(control, (bend.shape[0], size), interpolation=cv2.INTER_CUBIC))
   bent = jnp.einsum("ag,bh,ghi->abi", spread, spread, bend, precision="highest")
   point = bent + jnp.stack(jnp.meshgrid(steps, steps), -1)
-  place = jnp.einsum("ij,abj->abi", matrix, point, precision="highest") + offset
-  place = place * extent - 0.5
-  low = jnp.floor(place)
-  share = place - low
+  position = jnp.einsum("ij,abj->abi", matrix, point, precision="highest") + offset
+  position = position * extent - 0.5
+  low = jnp.floor(position)
+  share = position - low
   texels = image.reshape(-1, 4)
 
   def texel(right: int, down: int):
@@ -165,14 +179,14 @@ def _sample(size: int, image, extent, matrix, offset, bend):
 
 
 def _mirror(index, size):
-  """Index of the texel that stands at a place outside, the outermost one not repeated."""
+  """Maps an index outside the image to its mirror image; the outermost pixel is not repeated."""
   period = jnp.maximum(2 * (size - 1), 1)
   index = jnp.mod(index, period)
   return jnp.minimum(index, period - index)
 
 
 def _tone(image, contrast, brightness, gamma):
-  """Brightness, contrast and gamma of an image [S, S, 3] of whole levels, as float32."""
+  """Changes contrast, brightness and gamma of an image [S, S, 3] of integer levels in float32."""
   mean = image.mean() / 255
   level = jnp.clip((image / 255 - mean) * contrast + mean + brightness, 0, 1)
   return jnp.round(255 * level**gamma)
@@ -181,7 +195,7 @@ def _tone(image, contrast, brightness, gamma):
 def _clahe(image, clip_limit, tiles: int):
   """Contrast-limited adaptive histogram equalisation of the lightness, as OpenCV does it.
 
-  Reference: Zuiderveld, Graphics Gems IV, 1994. An image whose clip limit is 0 stays as it is.
+  A clip limit of 0 leaves the image unchanged. Reference: Zuiderveld, Graphics Gems IV, 1994.
   """
   size = image.shape[0]
   lab = _lab_from_rgb(image)
@@ -199,9 +213,9 @@ def _clahe(image, clip_limit, tiles: int):
   clipped = jnp.minimum(histogram, limit) + excess // 256 + one_more
   tables = jnp.clip(jnp.round(jnp.cumsum(clipped, -1) * (255 / (tile * tile))), 0, 255)
 
-  place = jnp.arange(size) / tile - 0.5
-  low = jnp.floor(place)
-  share = place - low
+  position = jnp.arange(size) / tile - 0.5
+  low = jnp.floor(position)
+  share = position - low
   first = jnp.clip(low, 0, tiles - 1).astype(jnp.int32)
   second = jnp.clip(low + 1, 0, tiles - 1).astype(jnp.int32)
   level = lab[..., 0].astype(jnp.int32)
@@ -217,15 +231,15 @@ def _clahe(image, clip_limit, tiles: int):
   return jnp.where(clip_limit > 0, changed, image)
 
 
-# Linear sRGB to XYZ (IEC 61966-2-1), each row over that of the white point D65.
+# Linear sRGB to XYZ (IEC 61966-2-1), and the same relative to the white point D65.
 _XYZ = np.array(
   [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )
 _XYZ_OVER_WHITE = _XYZ / np.array([0.950456, 1.0, 1.088754])[:, None]
 
 
-# OpenCV's own fixed point, for equalisation turns a lightness that is one level off into many:
-# levels made linear in steps of 1/2040, the matrix in units of 2**-12, roots in units of 2**-15.
+# OpenCV's fixed-point arithmetic is reproduced because equalisation amplifies an error of one level
+# of lightness: linear levels in steps of 1/2040, the matrix in 2**-12, cube roots in 2**-15.
 _LEVELS = np.arange(256) / 255
 _LINEAR = np.where(_LEVELS > 0.04045, ((_LEVELS + 0.055) / 1.055) ** 2.4, _LEVELS / 12.92)
 _LINEAR_TABLE = np.rint(2040 * _LINEAR).astype(np.int32)
@@ -236,7 +250,7 @@ _XYZ_TABLE = np.rint(2**12 * _XYZ_OVER_WHITE).astype(np.int32)
 
 
 def _lab_from_rgb(image):
-  """CIELAB (CIE 1976) of an image of levels, in OpenCV's 8-bit scale: L by 2.55, a and b by 128."""
+  """CIELAB (CIE 1976) of an RGB image, in OpenCV's 8-bit scale: 2.55 L, a + 128, b + 128."""
   linear = jnp.asarray(_LINEAR_TABLE)[image.astype(jnp.int32)]
   xyz = (jnp.sum(linear[..., None, :] * _XYZ_TABLE, -1) + 2**11) >> 12
   roots = jnp.asarray(_ROOT_TABLE)[xyz]
@@ -247,7 +261,7 @@ def _lab_from_rgb(image):
 
 
 def _rgb_from_lab(lab):
-  """Levels of an image in OpenCV's 8-bit scale of CIELAB."""
+  """RGB levels of an image that is in OpenCV's 8-bit scale of CIELAB."""
   y = (lab[..., 0] / 2.55 + 16) / 116
   f = jnp.stack([y + (lab[..., 1] - 128) / 500, y, y - (lab[..., 2] - 128) / 200], -1)
   xyz = jnp.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787)
@@ -259,10 +273,10 @@ def _rgb_from_lab(lab):
 
 
 def _blur(image, sigma, reach: int):
-  """Gaussian blur of deviation sigma in pixels; where that is 0 the image stays as it is."""
+  """Gaussian blur with standard deviation sigma in pixels; 0 leaves the image unchanged."""
   away = jnp.arange(-reach, reach + 1)
-  own_reach = jnp.round(3 * sigma)  # of OpenCV's kernel for 8 bits
-  bell = jnp.exp(-0.5 * (away / jnp.maximum(sigma, 1e-6)) ** 2) * (jnp.abs(away) <= own_reach)
+  radius = jnp.round(3 * sigma)  # as in OpenCV's kernel for 8 bits
+  bell = jnp.exp(-0.5 * (away / jnp.maximum(sigma, 1e-6)) ** 2) * (jnp.abs(away) <= radius)
   bell = bell / bell.sum()
   size = image.shape[0]
   padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")

@@ -1,7 +1,7 @@
-"""Random changes to the photograph alone: its skin and border, what lies on it, light and camera.
+"""Random changes of the photograph alone: skin and border, hairs and rulers, light and camera.
 
-Of every function, `policy` is an AugmentPolicy and `applied` has, by the name of each augmentation
-that is on, its four uniform numbers.
+In every function `policy` is an `AugmentPolicy`, and `applied` maps the name of each applied
+augmentation to its four uniform numbers.
 """
 
 import math
@@ -19,18 +19,18 @@ from medlitenet_jax.data.augment.artefacts import (
 )
 from medlitenet_jax.data.augment.draws import between, generator, normal
 
-# Melanin swallows the more light the shorter its wave: optical density in red, green and blue for
-# 1 in green. Of levels that a display's gamma has encoded a density is a factor all the same.
+# Optical density of melanin in red, green and blue, relative to green; it absorbs more at shorter
+# wavelengths. A density remains a factor on levels that are gamma-encoded.
 MELANIN = np.array((0.55, 1.0, 1.35))
-BROWN_HAIR = np.array((105.0, 62.0, 38.0))  # RGB levels of the brownest that is drawn
-BORDER_GRAIN = 0.008  # of the side; finer detail, hairs and pores, stays in a border that fades
-BORDER_GRID = 96  # pixels a side at which what fades is computed, being smooth
+BROWN_HAIR = np.array((105.0, 62.0, 38.0))  # RGB levels of the brownest hair drawn
+BORDER_GRAIN = 0.008  # of the side; a fading border keeps finer detail, such as hairs and pores
+BORDER_GRID = 96  # side in pixels at which the fading, which is smooth, is computed
 
 
 def change_photograph(
   image: np.ndarray, mask: np.ndarray, policy, applied: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-  """Applies what is on in the order in which a scene and a camera would.
+  """Applies the augmentations in the order in which scene and camera cause them.
 
   Args:
     image: [S, S, 3] uint8 RGB.
@@ -39,7 +39,7 @@ def change_photograph(
     applied: see above.
 
   Returns:
-    [S, S, 3] uint8; `image` itself where nothing is on.
+    [S, S, 3] uint8; `image` itself if nothing is applied.
   """
   if (draw := applied.get("skin_tone")) is not None:
     image = shift_skin_tone(image, between(policy.skin_tone_density, draw[0]))
@@ -58,20 +58,19 @@ def change_photograph(
     image = _clahe(image, between(policy.clahe_clip_limit, draw[0]), policy.clahe_tiles)
   if (draw := applied.get("blur")) is not None:
     sigma = between(policy.blur_sigma, draw[0]) * image.shape[0]
-    if sigma > 0:  # to OpenCV 0 means: choose one
+    if sigma > 0:  # OpenCV would choose a sigma for 0
       image = cv2.GaussianBlur(image, (0, 0), sigma)
   if (draw := applied.get("noise")) is not None:
     noise = normal(draw[1], image.shape)
     noise *= 255 * between(policy.noise_std, draw[0])
-    image = cv2.add(image, noise, dtype=cv2.CV_8U)  # rounds, and stays within 0 and 255
+    image = cv2.add(image, noise, dtype=cv2.CV_8U)  # rounds and saturates
   return image
 
 
 def shift_skin_tone(image: np.ndarray, density: float) -> np.ndarray:
-  """Adds melanin to the skin, or takes some away.
+  """Adds melanin to skin and lesion, or removes some.
 
-  Added, it lies over skin and lesion alike. Of what is taken away there is never more than was
-  there: white stays white and nothing is burnt out.
+  No more is removed than there is: white stays white and nothing is overexposed.
 
   Args:
     image: [H, W, 3] uint8 RGB.
@@ -91,27 +90,27 @@ def shift_skin_tone(image: np.ndarray, density: float) -> np.ndarray:
 
 
 def fade_border(image: np.ndarray, mask: np.ndarray, width: float, strength: float) -> np.ndarray:
-  """Lowers the contrast along a lesion's border: it fades into a smooth blend of both sides.
+  """Lowers the contrast along a lesion's border by fading it into a smooth blend of both sides.
 
-  What fades is smooth across the border, so that no line along the mask's outline, which a network
-  could learn, is drawn where outline and lesion part.
+  The change is smooth across the border. So where the mask's outline is off the visible border, no
+  artificial line appears along the outline that a network could learn.
 
   Args:
     image: [S, S, 3] uint8 RGB.
     mask: [S, S] uint8, 0 or 1.
-    width: of the fading on either side, a part of the side: half its strength is left there, none
-      at three times as far.
-    strength: share of the blend at the border, 0 to 1.
+    width: distance from the border, as a fraction of the side, at which the fading has half its
+      strength; it ends at three times this distance.
+    strength: weight of the blend at the border, 0 to 1.
 
   Returns:
-    [S, S, 3] uint8; beyond the band as it was.
+    [S, S, 3] uint8; unchanged outside the band.
   """
   size = (image.shape[1], image.shape[0])
   grid = min(BORDER_GRID, *size)
   small = cv2.resize(image, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.float32)
   cover = cv2.resize(mask.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-  # The product of a blurred mask's two sides peaks on the border, and at 1.05 of the blur's
-  # deviation from a straight one has fallen by half: 4 Phi(x) (1 - Phi(x)) = 1/2.
+  # For a blurred mask m, 4 m (1 - m) is 1 on a straight border. It has fallen to 1/2 at 1.05 times
+  # the blur's standard deviation from it: 4 Phi(x) (1 - Phi(x)) = 1/2.
   sigma = max(width, 1e-6) * grid / 1.05
   reach = 2 * max(1, math.ceil(3 * width * grid)) + 1
   near = cv2.GaussianBlur(cover, (reach, reach), sigma, borderType=cv2.BORDER_REPLICATE)
@@ -132,7 +131,7 @@ def _add_hairs(image, policy, draw):
     longest=rng.uniform(0.4, 1.6),
     thickest=between(policy.hairs_width, draw[2]),
   )
-  # Black hairs are brown where light shines through, more in one picture than in another.
+  # Black hairs look brown where light shines through; how much varies between pictures.
   colour = np.maximum(hair_colour(rng), rng.uniform(0.0, 1.0) * BROWN_HAIR)
   return _drawn(image, hairs, colour, between((0.6, 0.95), draw[3]))
 
@@ -157,12 +156,12 @@ def _drawn(image, strokes, colour, opacity):
 
 
 def _dim(image, policy, applied):
-  """Takes light away: behind the edge of a shadow, and gradually across the picture."""
+  """Dims the picture: by a shadow with a soft edge, and gradually across."""
   centres = ((np.arange(image.shape[0]) + 0.5) / image.shape[0] - 0.5).astype(np.float32)
   x, y = centres[None, :], centres[:, None]
   light = np.ones(image.shape[:2], np.float32)
   if (draw := applied.get("shadow")) is not None:
-    # The shadow is that of something round and large outside the picture.
+    # The shadow of a large round object outside the picture.
     angle, radius = 2 * math.pi * draw[0], 0.9
     away = radius + between((-0.25, 0.35), draw[1])
     depth = between(policy.shadow_depth, draw[2])
@@ -191,7 +190,7 @@ def _tone_curve(image, policy, applied):
 
 def _clahe(image, clip_limit, tiles):
   lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-  # One for each call: the object keeps its tables, so threads must not share it.
+  # Created in each call: the object keeps state, so threads must not share it.
   equaliser = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(tiles, tiles))
   cv2.insertChannel(equaliser.apply(cv2.extractChannel(lab, 0)), lab, 0)
   return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)

@@ -1,4 +1,4 @@
-"""Which augmentations there are, how likely and how strong each is."""
+"""The augmentations, with the probability and the strength of each."""
 
 import dataclasses
 
@@ -27,39 +27,39 @@ _LIMITS = {
 class AugmentPolicy:
   """How often each augmentation is applied, and how strongly.
 
-  A strength is drawn uniformly from its range. Lengths are fractions of the side of the square that
-  the network sees, so a policy means the same at every size. `configs/base.py` holds the defaults.
+  A strength is drawn uniformly from its range. Lengths are fractions of the side of the network's
+  input, so a policy means the same at every size. `configs/base.py` has the defaults.
 
   Attributes:
-    enabled: False leaves only the resizing that evaluation does.
-    *_probability: in [0, 1]; brightness and contrast share theirs.
-    crop_scale: side of the crop, geometric mean of both, as a fraction of the photograph's.
+    enabled: False: only resize, as evaluation does.
+    *_probability: in [0, 1]; brightness and contrast have one in common.
+    crop_scale: side of the crop as a fraction of the photograph's, geometric mean of both sides.
     crop_ratio: width over height of the crop, each as a fraction of the photograph's.
-    rotate_degrees: positive turns the picture anticlockwise.
-    scale_range: factor, about the centre; above 1 the lesion grows.
-    translate_range: positive moves the picture right and down; both directions are drawn.
+    rotate_degrees: positive rotates the picture anticlockwise.
+    scale_range: factor, about the centre; above 1 enlarges the lesion.
+    translate_range: positive moves the picture right and down; x and y are drawn separately.
     elastic_amplitude: standard deviation of the displacement at a control point.
-    elastic_grid: control points a side.
+    elastic_grid: number of control points per side.
     brightness_range: added, as a fraction of full scale.
-    contrast_range: factor on the distance from the photograph's mean.
+    contrast_range: factor on the difference from the photograph's mean.
     gamma_range: exponent of a level in [0, 1]; above 1 darkens.
-    clahe_clip_limit: bound on the contrast, as a multiple of a flat histogram's height.
-    clahe_tiles: tiles a side, in each of which the lightness is equalised.
-    noise_std: as a fraction of full scale, independent in each pixel and channel.
+    clahe_clip_limit: limit on the contrast, as a multiple of a flat histogram's height.
+    clahe_tiles: number of tiles per side; the lightness is equalised in each.
+    noise_std: standard deviation as a fraction of full scale; each pixel and channel independent.
     blur_sigma: standard deviation of the Gaussian.
-    hairs_count: hairs in the picture, mostly dark.
-    hairs_width: at the root of the thickest.
-    ruler_inset: of a scale with ticks from a side of the picture.
-    shadow_depth: share of the light that it takes.
-    shadow_softness: half the width of its edge.
-    uneven_light_fall: share of the light that is lost between the brightest place and the darkest.
-    skin_tone_density: optical density of melanin in green; above 0 is added, below 0 taken away.
-    faint_border_width: on either side of the lesion's border, where the fading has half its
-      strength left; it ends at three times as far.
-    faint_border_strength: share of a smooth blend of both sides at the border.
+    hairs_count: number of hairs, mostly dark.
+    hairs_width: width at the root of the thickest hair.
+    ruler_inset: distance of a scale with ticks from the side of the picture.
+    shadow_depth: fraction of the light that the shadow takes.
+    shadow_softness: half the width of the shadow's edge.
+    uneven_light_fall: fraction of the light lost between the brightest and the darkest place.
+    skin_tone_density: optical density of melanin in green; above 0 adds, below 0 removes melanin.
+    faint_border_width: distance from the lesion's border at which the fading has half its strength;
+      it ends at three times this distance.
+    faint_border_strength: weight, at the border, of a smooth blend of both sides.
 
   Raises:
-    InputError: if a probability, a range or a count is outside what it can be.
+    InputError: if a probability, a range or a count is not in its allowed range.
   """
 
   enabled: bool
@@ -89,7 +89,7 @@ class AugmentPolicy:
   noise_std: Range
   blur_probability: float
   blur_sigma: Range
-  # The order of these fields is that of the draws: a new augmentation goes to the end.
+  # Random numbers are drawn in the order of these fields: add a new augmentation at the end.
   hairs_probability: float
   hairs_count: Range
   hairs_width: Range
@@ -107,12 +107,12 @@ class AugmentPolicy:
   faint_border_strength: Range
 
   def __post_init__(self):
-    """Refuses what no augmentation could do."""
+    """Checks types and ranges."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       name = f"augment.{field.name}"
       if field.type is not Range and not isinstance(value, int | float):
-        raise InputError(f"{name} takes a number or truth value, not {value!r:.80}")
+        raise InputError(f"{name} takes a number, True or False, not {value!r:.80}")
       if field.name.endswith("_probability") and not 0 <= value <= 1:
         raise InputError(f"{name} must be from 0 to 1, got {value}")
       if field.type is Range:

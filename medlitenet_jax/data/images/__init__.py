@@ -1,1 +1,1 @@
-"""Photographs and masks as files and as arrays: read, written, resized, cleaned, compared."""
+"""Reads, writes, resizes, cleans and compares photographs and masks."""

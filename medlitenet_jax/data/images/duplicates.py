@@ -1,9 +1,9 @@
 """Finds photographs that show the same picture, in any of the eight flips and quarter turns.
 
-What two photographs share is judged by their detail, brightness and contrast made even everywhere:
-smooth blobs on smooth skin, rulers and black frames would else look alike. Small thumbnails of all
-are compared with all; pairs that are alike are laid upon each other and compared again at a size
-where hairs and pigment decide.
+Photographs are compared by their detail, with local brightness and contrast normalised; otherwise
+smooth blobs on smooth skin, rulers and black frames would look alike. All pairs are compared as
+tiny thumbnails. Similar pairs are then aligned and compared again at a size at which hairs and
+pigment matter.
 """
 
 import functools
@@ -16,31 +16,33 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-THUMBNAIL = 128  # pixels a side: 160 MB for 10,000 photographs
-COARSE = 16  # pixels a side in the comparison of all with all; 24 and 32 tell fewer pairs apart
-# From 2294 photographs of ISIC 2018, where 40 pairs are the same to the eye, 30 of them with other
-# colours and shifted: one of them has less than COARSE_ALIKE, and of all pairs 1 in 1800 has more.
-# Fitted at half size the others of the 40 reach 0.89, different pictures up to 0.79; at full size
-# 0.71 (0.68 two exposures of one lesion) and 0.51.
+THUMBNAIL = 128  # side in pixels: 160 MB for 10,000 photographs
+COARSE = 16  # side in pixels for comparing all pairs; 24 and 32 distinguish fewer pairs
+# Correlations above which a pair counts as alike: as a coarse thumbnail, aligned at half size, and
+# aligned at full size. Chosen on 2294 photographs of ISIC 2018, where 40 pairs look the same, 30 of
+# them recoloured and shifted. COARSE_ALIKE misses one of the 40 and keeps 1 in 1800 of all pairs.
+# Aligned at half size, the others reach 0.89 and different pictures up to 0.79; at full size 0.71
+# (0.68 for two exposures of one lesion) and 0.51.
 COARSE_ALIKE = 0.82
 ALIKE_AT_HALF = 0.7
 ALIKE = 0.6
-# Some minutes' work on two cores. 10,000 photographs like those have 28,000, 25,000 have 175,000.
-MOST_CANDIDATES = 200_000
-REACH = 6  # pixels of half a thumbnail by which one is shifted against the other to begin with
-LEAST_COMMON = 0.6  # part of the frame that must be seen in both
-_BLOCK = 1024  # photographs compared with as many others at once
-_NOISE = 3.0  # levels of contrast below which detail is not brought out
+# Limit on the pairs that are aligned: some minutes on two cores. 10,000 such photographs give
+# 28,000 pairs, 25,000 give 175,000.
+MAX_CANDIDATES = 200_000
+MAX_SHIFT = 6  # largest shift tried before the alignment, in pixels at half the thumbnail's size
+MIN_OVERLAP = 0.6  # fraction of the frame that must be visible in both
+_BLOCK = 1024  # number of photographs per block in the comparison of all pairs
+_NOISE = 3.0  # contrast, in levels, below which detail is not amplified
 
 
 class Pair(NamedTuple):
   """Two photographs of the same picture.
 
   Attributes:
-    first: place of one.
-    second: place of the other, larger.
-    correlation: of their detail, 1 for the same.
-    turned: whether one is a flip or a quarter turn of the other.
+    first: index of one photograph.
+    second: index of the other, greater than `first`.
+    correlation: correlation of their detail; 1 for equal ones.
+    turned: whether one is flipped or rotated by quarter turns relative to the other.
   """
 
   first: int
@@ -50,13 +52,13 @@ class Pair(NamedTuple):
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-  """Shrinks a photograph to what is compared.
+  """Shrinks a photograph to the thumbnail used for comparison.
 
   Args:
     image: [H, W, 3] uint8 RGB.
 
   Returns:
-    [THUMBNAIL, THUMBNAIL] uint8, grey, without its proportions.
+    [THUMBNAIL, THUMBNAIL] uint8, grey; the aspect ratio is not kept.
   """
   small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
   return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -66,22 +68,23 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], num_threads: int) -> tuple
   """Finds the pairs that show the same picture.
 
   Finds copies that were compressed, resized, recoloured, shifted or zoomed by up to about a tenth,
-  flipped or turned by quarters; not those turned by other angles or cropped much.
+  flipped or rotated by quarter turns. Does not find copies rotated by other angles or strongly
+  cropped.
 
   Args:
-    thumbnails: of each photograph, as `thumbnail` makes them.
-    num_threads: that compare.
+    thumbnails: `thumbnail` of each photograph.
+    num_threads: number of threads.
 
   Returns:
     pairs: sorted.
-    left_out: how many pairs that are alike when small were not compared further, for more than
-      `MOST_CANDIDATES` are; those are the least alike.
+    left_out: number of candidate pairs beyond `MAX_CANDIDATES`, the least similar ones, that were
+      not checked.
   """
   if len(thumbnails) < 2:
     return [], 0
   count = itertools.count()
   alike = (candidate for candidate, _ in zip(_alike(thumbnails), count, strict=False))
-  candidates = heapq.nlargest(MOST_CANDIDATES, alike)
+  candidates = heapq.nlargest(MAX_CANDIDATES, alike)
   left_out = next(count) - len(candidates)
 
   @functools.lru_cache(maxsize=256)
@@ -93,7 +96,7 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], num_threads: int) -> tuple
     other = np.ascontiguousarray(_turned(detail(second), turn))
     return Pair(first, second, _fitted_correlation(detail(first), other), turn != 0)
 
-  # Neighbours share photographs, whose detail is then at hand.
+  # Sorted, so that neighbours share photographs and the cache is hit.
   candidates.sort(key=lambda candidate: candidate[1:3])
   with ThreadPoolExecutor(num_threads) as pool:
     pairs = [pair for pair in pool.map(confirm, candidates) if pair.correlation >= ALIKE]
@@ -101,7 +104,7 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], num_threads: int) -> tuple
 
 
 def _detail(grey: np.ndarray, fine: float, wide: float) -> np.ndarray:
-  """What differs from its surroundings, by how much it does elsewhere: float32, about -3 to 3."""
+  """High-pass filtered picture with normalised local contrast: float32, about -3 to 3."""
   grey = grey.astype(np.float32)
   rest = grey - cv2.GaussianBlur(grey, (0, 0), fine)
   return rest / np.sqrt(cv2.GaussianBlur(rest * rest, (0, 0), wide) + _NOISE**2)
@@ -119,7 +122,7 @@ def _alike(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[float, int, int, 
   small = (cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in thumbnails)
   pictures = np.stack([_detail(picture, 2, 4) for picture in small])
   pictures -= pictures.mean((1, 2), keepdims=True)
-  # A picture without any detail is like none.
+  # The minimum keeps a picture without detail from matching anything.
   pictures /= np.maximum(np.linalg.norm(pictures, axis=(1, 2), keepdims=True), 1e-6)
   rows = pictures.reshape(len(pictures), -1)
   for start in range(0, len(rows), _BLOCK):
@@ -138,16 +141,18 @@ def _alike(thumbnails: Sequence[np.ndarray]) -> Iterator[tuple[float, int, int, 
 
 
 def _fitted_correlation(first: np.ndarray, second: np.ndarray) -> float:
-  """Correlation of two pictures of detail, [S, S], the second shifted and stretched to fit.
+  """Correlation of two [S, S] pictures of detail after aligning the second with the first.
 
-  It is 0 where they cannot be fitted, which nearly all pairs that differ show at half their size.
+  0 if they cannot be aligned; for nearly all different pairs that is clear at half size already.
   """
   halves = [
     cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for a in (first, second)
   ]
-  shifts = cv2.matchTemplate(halves[1], halves[0][REACH:-REACH, REACH:-REACH], cv2.TM_CCOEFF_NORMED)
+  shifts = cv2.matchTemplate(
+    halves[1], halves[0][MAX_SHIFT:-MAX_SHIFT, MAX_SHIFT:-MAX_SHIFT], cv2.TM_CCOEFF_NORMED
+  )
   x, y = cv2.minMaxLoc(shifts)[3]
-  fit: Any = np.array([[1, 0, x - REACH], [0, 1, y - REACH]], np.float32)
+  fit: Any = np.array([[1, 0, x - MAX_SHIFT], [0, 1, y - MAX_SHIFT]], np.float32)
   correlation, fit = _fit(halves[0], halves[1], fit)
   if correlation < ALIKE_AT_HALF:
     return 0.0
@@ -156,17 +161,17 @@ def _fitted_correlation(first: np.ndarray, second: np.ndarray) -> float:
   size, how = first.shape[::-1], cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   fitted = cv2.warpAffine(second, fit, size, flags=how)
   common = cv2.warpAffine(np.ones_like(second), fit, size, flags=how) > 0.99
-  if common.mean() < LEAST_COMMON:
+  if common.mean() < MIN_OVERLAP:
     return 0.0
   a, b = (picture[common] - picture[common].mean() for picture in (first, fitted))
   return float(a @ b / max(1e-6, np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _fit(first: np.ndarray, second: np.ndarray, fit: Any) -> tuple[float, Any]:
-  """Improves an affine map of the first picture into the second; the correlation reached."""
+  """Refines an affine map from the first picture to the second; returns (correlation, map)."""
   steps = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
   everywhere = np.full(first.shape, 255, np.uint8)
   try:
     return cv2.findTransformECC(first, second, fit, cv2.MOTION_AFFINE, steps, everywhere, 5)
-  except cv2.error:  # nothing to hold on to
+  except cv2.error:  # the optimisation did not converge
     return 0.0, fit

@@ -19,28 +19,29 @@ from medlitenet_jax.system.files import read_bytes, replace_file
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-# Of a photograph; a small file can claim to be larger than the memory, and none takes 2 GiB. A
-# fourth channel, or transparency, takes more of it, and 16 bits are decoded twice.
+# Limits on pixels, because a small file can claim a size larger than the memory; decoding within
+# them takes under 2 GiB. "Deep" is with a fourth channel or transparency, "wide" is 16 bits per
+# channel, which are decoded twice.
 MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
-# Pillow knows many more, and hands some of them to other programs.
+# Pillow supports many more formats, some by calling other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
-Image.MAX_IMAGE_PIXELS = None  # Pillow only warns at its own limit; `_refuse_huge` holds to ours
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_refuse_huge` enforces ours
 
 
 def image_names(folder: Path) -> dict[str, list[Path]]:
-  """Finds the images of a folder; its own folders and hidden files are not looked at.
+  """Finds the images of a folder, without subfolders and hidden files.
 
   Args:
-    folder: to look in.
+    folder: folder to search.
 
   Returns:
-    Paths by name without ending, sorted: more than one where only the endings differ. Names are
-    composed Unicode (NFC), for some systems write an umlaut as two characters and a table as one.
+    {name without suffix: paths}, sorted; more than one path if only the suffixes differ. Names are
+    normalised to NFC, because some systems write an umlaut as two characters and tables as one.
 
   Raises:
-    InputError: as `refuse_name`.
+    InputError: see `refuse_name`.
   """
   found: dict[str, list[Path]] = {}
   for path in sorted(folder.iterdir()):
@@ -51,7 +52,7 @@ def image_names(folder: Path) -> dict[str, list[Path]]:
 
 
 def refuse_name(path: Path) -> None:
-  """Raises InputError if a file's name cannot stand in a table or on a terminal as it is."""
+  """Raises InputError if a file name is not UTF-8 or has control characters."""
   try:
     path.name.encode()
   except UnicodeEncodeError as error:
@@ -61,16 +62,16 @@ def refuse_name(path: Path) -> None:
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-  """Finds the images of a folder where each has a name of its own.
+  """Finds the images of a folder in which all names must differ.
 
   Args:
-    folder: to look in.
+    folder: folder to search.
 
   Returns:
-    Path of each by name without ending, sorted.
+    {name without suffix: path}, sorted.
 
   Raises:
-    InputError: if there is none, or two have one name.
+    InputError: if there is no image, or two differ only in the suffix.
   """
   found = image_names(folder)
   for first, *others in found.values():
@@ -82,18 +83,18 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def same_name(first: Path, second: Path) -> str:
-  """Says that two images share a name."""
+  """Error message for two images that differ only in the suffix."""
   return f"{second}: {first.name} has the same name; keep one of the two"
 
 
 def no_image(folder: Path) -> str:
-  """Says that a folder holds no image."""
+  """Error message for a folder without images."""
   return f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
 
 
 @contextlib.contextmanager
 def _refusing(path: Path):
-  """Turns what a broken file raises into one line that names it."""
+  """Turns the exceptions of a broken file into an InputError that names it."""
   try:
     yield
   except InputError:
@@ -104,8 +105,8 @@ def _refusing(path: Path):
       "config.data.cache_gib=0"
     ) from error
   except UnidentifiedImageError as error:
-    raise InputError(f"{path}: in no format that is read; repair or remove it") from error
-  except Exception as error:  # Pillow's parsers raise whatever a broken head leads them to
+    raise InputError(f"{path}: not in a supported format; repair or remove it") from error
+  except Exception as error:  # Pillow raises many kinds of exceptions for a broken header
     reason = (str(error) or type(error).__name__).replace(repr(str(path)), "the file")
     raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
@@ -117,16 +118,16 @@ def _refuse_huge(path: Path, image: ImageFile.ImageFile) -> None:
     most = MAX_WIDE_PIXELS
   if image.width * image.height > most:
     raise InputError(
-      f"{path}: {image.width}x{image.height} pixels are more than the {most:,} that are read; "
-      "make it smaller"
+      f"{path}: {image.width}x{image.height} pixels are more than the limit of {most:,}; make it "
+      "smaller"
     )
 
 
 def image_size(path: Path) -> tuple[int, int]:
-  """Reads height and width, as a person sees the photograph, from the head of a file.
+  """Reads height and width from the header of an image file, after EXIF rotation.
 
   Args:
-    path: of an image.
+    path: path of an image.
 
   Returns:
     (height, width) in pixels.
@@ -134,84 +135,83 @@ def image_size(path: Path) -> tuple[int, int]:
   Raises:
     InputError: if the file is missing or is not an image.
   """
-  if path.exists() and not path.is_file():  # a pipe would be waited for
+  if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
     read_content(path)
   with _refusing(path), Image.open(path, formats=_FORMATS) as image:
     _refuse_huge(path, image)
-    tags = getattr(image, "tag_v2", None)  # of a TIFF, which some versions of Pillow turn already
+    tags = getattr(image, "tag_v2", None)  # TIFF: some versions of Pillow have rotated image.size
     width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
-    # Asking a PNG that has none for its EXIF data would decode the whole picture.
+    # For a PNG without EXIF data, getexif() would decode the whole picture.
     turned = image.format != "PNG" or "exif" in image.info
     turned = turned and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def read_content(path: Path) -> bytes:
-  """Reads a file to be decoded; raises InputError if it cannot be read or is too large."""
+  """Reads an image file's bytes; raises InputError if it cannot be read or is too large."""
   with _refusing(path):
     return read_bytes(path)
 
 
 @contextlib.contextmanager
 def _opened(content: bytes, path: Path) -> Iterator[ImageFile.ImageFile]:
-  """The image of a file whose content was read, not decoded yet; `path` is for errors."""
+  """Opens an image from the content of its file without decoding it; `path` is for errors."""
   with _refusing(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
     _refuse_huge(path, image)
     sixteen_bit.refuse_other_depths(path, image)
     if image.format == "TIFF" and _has_further_pages(content):
-      _name_further_pages(path)
+      _warn_of_further_pages(path)
     yield image
 
 
 def _has_further_pages(content: bytes) -> bool:
-  """Whether a TIFF has a second page; what only looks like one is none."""
+  """Whether a TIFF has a second page that can be opened."""
   with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
     image.seek(1)
     return True
   return False
 
 
-@functools.cache  # once a file
-def _name_further_pages(path: Path) -> None:
-  logger.warning("%s: its first page is read, the others are left out", path)
+@functools.cache  # once per file
+def _warn_of_further_pages(path: Path) -> None:
+  logger.warning("%s: only its first page is read", path)
 
 
 def _over(image: Image.Image, color: str) -> Image.Image:
-  """Lays an image with transparency on an even ground."""
-  ground = Image.new("RGB", image.size, color)
-  ground.paste(image, mask=image.getchannel("A"))
-  return ground
+  """Puts an image with transparency on a background of one colour."""
+  background = Image.new("RGB", image.size, color)
+  background.paste(image, mask=image.getchannel("A"))
+  return background
 
 
 def read_image(path: Path) -> np.ndarray:
   """Decodes a photograph.
 
   Args:
-    path: of a JPEG, PNG, BMP or TIFF file; grey, in colours or CMYK, of 8 or 16 bits a channel,
-      with or without a palette.
+    path: path of a JPEG, PNG, BMP or TIFF file: grey, RGB, CMYK or with a palette, 8 or 16 bits per
+      channel.
 
   Returns:
-    [H, W, 3] uint8 RGB, turned upright as its EXIF orientation says; what is transparent is white,
-    as a person sees it.
+    [H, W, 3] uint8 RGB, rotated upright by its EXIF orientation; transparent areas are white.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image or of 32 bits a channel.
+    InputError: if the file is missing, truncated, not an image or has 32 bits per channel.
   """
   return decode_image(read_content(path), path)
 
 
 def decode_image(content: bytes, path: Path) -> np.ndarray:
-  """Decodes a photograph that was read already, as `read_image` does; `path` is for errors."""
+  """Like `read_image`, from the content of the file; `path` is for errors."""
   with _opened(content, path) as image:
     if sixteen_bit.is_wide(image):
       pixels = sixteen_bit.eight_bits(sixteen_bit.decode(path, image, content))
       if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
       return pixels if pixels.shape[2] == 3 else np.asarray(_over(Image.fromarray(pixels), "white"))
-    ImageOps.exif_transpose(image, in_place=True)  # copies of a large photograph add up
+    ImageOps.exif_transpose(image, in_place=True)  # saves a copy of a large photograph
     if image.has_transparency_data:
-      seen = image if image.mode == "RGBA" else image.convert("RGBA")
-      return np.asarray(_over(seen, "white"))
+      rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+      return np.asarray(_over(rgba, "white"))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -219,22 +219,22 @@ def read_mask(path: Path) -> np.ndarray:
   """Decodes a mask.
 
   Args:
-    path: of a file with the values 0 and 255, give or take what JPEG does to them, or 0 and 1; or
-      0 and 65535 in 16 bits; or black for skin and one strong colour for lesion. Of a palette in
-      other colours than black and white the indices are the values. What is transparent is skin.
+    path: path of a file with the values 0 and 255 (JPEG noise allowed), or 0 and 1, or 0 and 65535
+      in 16 bits, or black for skin and one strong colour for lesion. If a palette has other colours
+      than black and white, its indices are the values. Transparent pixels are skin.
 
   Returns:
     [H, W] uint8, 0 or 1.
 
   Raises:
-    UnclearMaskError: if it has other values.
+    UnclearMaskError: if the mask has other values.
     InputError: if the file is missing, truncated or not an image.
   """
   return decode_mask(read_content(path), path)
 
 
 def decode_mask(content: bytes, path: Path) -> np.ndarray:
-  """Decodes a mask that was read already, as `read_mask` does; `path` is for errors."""
+  """Like `read_mask`, from the content of the file; `path` is for errors."""
   with _opened(content, path) as image:
     if sixteen_bit.is_wide(image):
       wide, palette = sixteen_bit.decode(path, image, content), None
@@ -246,7 +246,7 @@ def decode_mask(content: bytes, path: Path) -> np.ndarray:
 
 
 def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-  """Grey values, RGB or RGBA of a mask; or its indices with the palette, [N, 3] uint8."""
+  """Grey, RGB or RGBA values of a mask and None, or its indices and palette, [N, 3] uint8."""
   if image.has_transparency_data:
     return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")), None
   if image.mode == "P":
@@ -257,7 +257,7 @@ def _mask_pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def is_upright_jpeg(data: bytes) -> bool:
-  """Whether a file is a JPEG of colours that no EXIF orientation turns."""
+  """Whether a file is an RGB JPEG that its EXIF orientation does not rotate."""
   with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
     turned = image.getexif().get(_ORIENTATION, 1) != 1
     return image.format == "JPEG" and image.mode == "RGB" and not turned
@@ -265,13 +265,13 @@ def is_upright_jpeg(data: bytes) -> bool:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-  """Encodes a mask as the ISIC challenge takes it: single-channel PNG, 0 and 255.
+  """Encodes a mask in the ISIC challenge's format: single-channel PNG, 0 and 255.
 
   Args:
     mask: [H, W] uint8, 0 or 1.
 
   Returns:
-    Content of a file.
+    Content of the file.
   """
   return cv2.imencode(".png", mask * np.uint8(255))[1].tobytes()
 
@@ -288,10 +288,10 @@ def read_grey(path: Path) -> np.ndarray:
 
 
 def write_grey(path: Path, values: np.ndarray) -> None:
-  """Writes a map as a grey picture.
+  """Writes a map as a grey PNG.
 
   Args:
-    path: ends in .png; its folder exists.
+    path: must end in .png; its folder must exist.
     values: [H, W] float, 0 (black) to 1 (white).
   """
   grey = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
@@ -299,10 +299,10 @@ def write_grey(path: Path, values: np.ndarray) -> None:
 
 
 def write_color(path: Path, image: np.ndarray) -> None:
-  """Writes a picture.
+  """Writes a colour PNG.
 
   Args:
-    path: ends in .png; its folder exists.
+    path: must end in .png; its folder must exist.
     image: [H, W, 3] uint8 RGB.
   """
   encoded = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]

@@ -1,4 +1,4 @@
-"""What the values of a mask mean: skin or lesion, or a refusal where that cannot be told."""
+"""Interprets the values of a mask as skin or lesion, or raises an error if they are ambiguous."""
 
 from pathlib import Path
 
@@ -7,25 +7,26 @@ import numpy as np
 
 from medlitenet_jax.system.errors import InputError
 
-SKIN_UP_TO, LESION_FROM = 32, 223  # of 255; JPEG moves pure values by up to about this much
-# Between them lies the ringing of JPEG, or a smoothed border; a larger part of a mask is a label.
-MOST_BETWEEN = 0.02
-# One value that most of that part has is a label too, where it is as large as this share of the
-# frame and of the lesion. Ringing has many values, and a smoothed border of one value reaches that
-# share in frames of under 100 pixels at most.
+SKIN_UP_TO, LESION_FROM = 32, 223  # of 255; JPEG changes pure values by up to about this much
+# Values between the two come from JPEG ringing or a smoothed border. If more than this fraction of
+# the mask has them, they are a label.
+MAX_BETWEEN = 0.02
+# They are a label too if most of them have one value and it covers more than these fractions of the
+# frame and of the lesion. Ringing has many values, and a smoothed border of one value reaches these
+# fractions only in frames under 100 pixels.
 LABEL_OF_FRAME, LABEL_OF_LESION = 0.005, 0.25
-COLOR_SPREAD = 64  # levels that a lesion's pixels may lie off its colour, which JPEG blurs most
+COLOR_SPREAD = 64  # levels by which a lesion's pixels may differ from its colour, blurred by JPEG
 
 
 class UnclearMaskError(InputError):
-  """A mask whose values could mean more than one thing."""
+  """A mask whose values are ambiguous."""
 
 
 def binary_mask(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> np.ndarray:
-  """Tells lesion from skin.
+  """Converts the values of a mask to 0 (skin) and 1 (lesion).
 
   Args:
-    path: of the mask, for the refusal.
+    path: path of the mask, for error messages.
     pixels: [H, W] or [H, W, 3 or 4] uint8, grey, RGB or RGBA; indices where there is a palette.
     palette: [N, 3] uint8 colours of the indices, or None.
 
@@ -33,7 +34,7 @@ def binary_mask(path: Path, pixels: np.ndarray, palette: np.ndarray | None = Non
     [H, W] uint8, 0 or 1.
 
   Raises:
-    UnclearMaskError: says which value it is that has no meaning.
+    UnclearMaskError: if a value is ambiguous; the message says which.
   """
   if palette is not None:
     return _from_palette(path, pixels, palette)
@@ -52,17 +53,17 @@ def _refuse(path: Path, found: str) -> UnclearMaskError:
 
 
 def eight_bit_values(path: Path, pixels: np.ndarray) -> np.ndarray:
-  """Brings a mask of 16 bits to 8: 0 and 65535 to 0 and 255; 0 and 1, or 0 and 255, as they are.
+  """Converts a 16-bit mask to 8 bits: 65535 becomes 255; 0 and 1, or 0 and 255, stay.
 
   Args:
-    path: of the mask, for the refusal.
+    path: path of the mask, for error messages.
     pixels: [H, W] or [H, W, 3 or 4] uint16, grey, RGB or RGBA.
 
   Returns:
     uint8 of the same shape.
 
   Raises:
-    UnclearMaskError: if its values are neither; dividing would make skin of small labels.
+    UnclearMaskError: if it has other values; dividing would turn small labels into skin.
   """
   colors = pixels if pixels.ndim == 2 else pixels[..., :3]
   most = int(colors.max())
@@ -87,13 +88,13 @@ def _from_grey(path: Path, grey: np.ndarray, kind: str = "") -> np.ndarray:
   if not counts[LESION_FROM:].any():
     raise _refuse(path, f"{kind}{grey.max()}")
   lesion = float(counts[LESION_FROM:].sum())
-  if between.sum() > MOST_BETWEEN * grey.size or _is_label(between, lesion, grey.size):
+  if between.sum() > MAX_BETWEEN * grey.size or _is_label(between, lesion, grey.size):
     raise _refuse(path, f"{kind}{SKIN_UP_TO + 1 + between.argmax()}")
   return (grey > 128).astype(np.uint8)
 
 
 def _is_label(counts: np.ndarray, lesion: float, size: int) -> bool:
-  """Whether one of these values is a label of its own, by its number of pixels."""
+  """Whether one of these values is so frequent that it must be a label of its own."""
   most = counts.max()
   return bool(
     most > counts.sum() / 2 and most > LABEL_OF_FRAME * size and most > LABEL_OF_LESION * lesion
@@ -101,7 +102,7 @@ def _is_label(counts: np.ndarray, lesion: float, size: int) -> bool:
 
 
 def _from_palette(path: Path, indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """Black and white mean what they say; of other colours, which only tell labels apart, nothing."""
+  """Black is skin and white lesion; other colours only distinguish labels, so the indices count."""
   used = np.flatnonzero(cv2.calcHist([indices], [0], None, [256], [0, 256]))
   colors = [tuple(map(int, palette[i])) if i < len(palette) else None for i in used]
   if set(colors) <= {(0, 0, 0), (255, 255, 255)}:
@@ -114,7 +115,7 @@ def _from_palette(path: Path, indices: np.ndarray, palette: np.ndarray) -> np.nd
 
 
 def _from_transparency(path: Path, pixels: np.ndarray) -> np.ndarray:
-  """Lays the mask on black; an even transparency says nothing and is dropped."""
+  """Puts the mask on a black background; a constant transparency is ignored."""
   alpha, colors = pixels[..., 3], cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
   if alpha.min() == alpha.max():
     return colors
@@ -122,7 +123,7 @@ def _from_transparency(path: Path, pixels: np.ndarray) -> np.ndarray:
     laid = cv2.multiply(cv2.extractChannel(colors, channel), alpha, scale=1 / 255)
     cv2.insertChannel(laid, colors, channel)
   if colors.max() <= SKIN_UP_TO:
-    raise _refuse(path, "only black on a transparent ground")
+    raise _refuse(path, "only black on a transparent background")
   return colors
 
 
@@ -137,7 +138,7 @@ def _from_colors(path: Path, pixels: np.ndarray) -> np.ndarray:
     typical = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
     off = counts.copy()
     off[max(0, typical - COLOR_SPREAD) : typical + COLOR_SPREAD + 1] = 0
-    if off.sum() > MOST_BETWEEN * mask.size or _is_label(off, float(counts.sum()), mask.size):
+    if off.sum() > MAX_BETWEEN * mask.size or _is_label(off, float(counts.sum()), mask.size):
       raise _refuse(
         path,
         f"more than one colour for lesion, {typical} and {off.argmax()} in "

@@ -1,4 +1,4 @@
-"""Takes hairs and colour casts out of a photograph before a network learns from it or sees it."""
+"""Removes hairs and colour casts from photographs, for training and inference alike."""
 
 import dataclasses
 import math
@@ -12,36 +12,36 @@ from medlitenet_jax.system.errors import InputError
 COLOR_CONSTANCIES = ("none", "shades_of_grey")
 MINKOWSKI_POWER = 6  # as in Finlayson and Trezzi (2004)
 
-# Of hair removal. Lengths are parts of the photograph's shorter side.
-WORKING_SIDE = 512  # pixels; larger photographs are reduced until their shorter side has these
-THICKEST_HAIR = 0.022
-STRAIGHT_PART = 0.06  # a hair runs straight so far, which the meshes of a pigment network do not
-DIRECTIONS = 16  # in which it is looked for
-LEAST_CONTRAST = 12  # levels against the skin beside it
-NEIGHBOURHOOD = 0.12  # in which a hair stands out from whatever else there is
-OUTSTANDING = 1.6  # times the mean contrast of that neighbourhood
-SHORTEST_HAIR = 0.08
-FILL_REACH = 0.008  # standard deviation of the weights of the pixels that a hair is filled from
-FILL_PASSES = 4  # each from twice as far, for what the one before did not reach
+# Hair removal. Lengths are fractions of the photograph's shorter side.
+WORKING_SIDE = 512  # pixels; larger photographs are reduced to this shorter side
+MAX_HAIR_WIDTH = 0.022
+STRAIGHT_PART = 0.06  # length over which a hair is straight; meshes of a pigment network are not
+DIRECTIONS = 16  # number of directions of hairs that are tried
+MIN_CONTRAST = 12  # levels of a hair against the skin beside it
+NEIGHBOURHOOD = 0.12  # size of the neighbourhood whose mean contrast a hair must exceed
+MIN_CONTRAST_RATIO = 1.6  # contrast of a hair over that mean
+MIN_HAIR_LENGTH = 0.08
+FILL_REACH = 0.008  # standard deviation of the Gaussian weights of the pixels that fill a hair
+FILL_PASSES = 4  # each pass doubles the reach, for pixels that the passes before did not reach
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What is done to every photograph before anything else; `config.preprocess` holds it.
+  """The preprocessing of every photograph, as `config.preprocess` sets it.
 
   Attributes:
     hair_removal: whether hairs are found and painted over.
     color_constancy: one of `COLOR_CONSTANCIES`.
 
   Raises:
-    InputError: if color_constancy is none of them, or hair_removal neither True nor False.
+    InputError: if color_constancy is not one of them or hair_removal is not a bool.
   """
 
   hair_removal: bool = False
   color_constancy: str = "none"
 
   def __post_init__(self):
-    """Refuses a name that stands for nothing."""
+    """Checks the values."""
     if not isinstance(self.hair_removal, bool):
       raise InputError(f"preprocess.hair_removal takes True or False, not {self.hair_removal!r}")
     if self.color_constancy not in COLOR_CONSTANCIES:
@@ -52,19 +52,19 @@ class Preprocessing:
 
   @property
   def steps(self) -> list[str]:
-    """Names of what is on, in order."""
+    """Names of the active steps, in order."""
     named = {"hair_removal": self.hair_removal, self.color_constancy: True}
     return [name for name, on in named.items() if on and name != "none"]
 
   def __call__(self, image: np.ndarray) -> np.ndarray:
-    """Cleans a photograph.
+    """Preprocesses a photograph.
 
     Args:
       image: [H, W, 3] uint8 RGB, of any size.
 
     Returns:
-      uint8 RGB; without hair removal of the same size, with it as `reduced` has it. `image` itself
-      where nothing is on.
+      [H', W', 3] uint8 RGB: the same size, or that of `reduced` with hair removal; `image` itself
+      if no step is active.
     """
     if self.hair_removal:
       image = reduced(image)
@@ -75,13 +75,13 @@ class Preprocessing:
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
-  """Reduces a photograph, with its proportions, to a shorter side of at most `WORKING_SIDE`.
+  """Shrinks a photograph to a shorter side of at most `WORKING_SIDE`, keeping its aspect ratio.
 
   Args:
     image: [H, W, 3] uint8.
 
   Returns:
-    [H', W', 3] uint8; `image` itself where it is no larger.
+    [H', W', 3] uint8; `image` itself if it is not larger.
   """
   height, width = image.shape[:2]
   scale = WORKING_SIDE / min(height, width)
@@ -91,20 +91,21 @@ def reduced(image: np.ndarray) -> np.ndarray:
 
 
 def find_hairs(image: np.ndarray) -> np.ndarray:
-  """Finds hairs: dark or fair lines that are thin, long and straight over a part of their length.
+  """Finds hairs: dark or fair lines that are thin, long and straight over part of their length.
 
-  Dark hairs are looked for in red, which melanin and blood swallow least, so that a pigment network
-  and vessels are faint there and hairs are not; fair hairs in blue, which skin swallows most.
+  Dark hairs are searched for in the red channel: melanin and blood absorb red least, so pigment
+  networks and vessels are faint there and hairs are not. Fair hairs are searched for in the blue
+  channel, which skin absorbs most.
 
   Args:
     image: [H, W, 3] uint8 RGB.
 
   Returns:
-    [H, W] uint8, 1 on hairs and their seams.
+    [H, W] uint8, 1 on hairs and a narrow margin around them.
   """
   side = min(image.shape[:2])
   red, blue = np.ascontiguousarray(image[..., 0]), np.ascontiguousarray(image[..., 2])
-  thick = max(3, round(THICKEST_HAIR * side)) | 1
+  thick = max(3, round(MAX_HAIR_WIDTH * side)) | 1
   disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thick, thick))
   dark = cv2.morphologyEx(red, cv2.MORPH_BLACKHAT, disc)
   fair = cv2.morphologyEx(blue, cv2.MORPH_TOPHAT, disc)
@@ -116,11 +117,11 @@ def find_hairs(image: np.ndarray) -> np.ndarray:
     for line in _lines(max(3, round(STRAIGHT_PART * side)) | 1):
       np.maximum(straight, cv2.morphologyEx(contrast, cv2.MORPH_OPEN, line), out=straight)
     texture = cv2.blur(contrast.astype(np.float32), around)
-    texture = cv2.dilate(texture, square)  # at its edge a texture is as coarse as within it
-    least = np.maximum(OUTSTANDING * texture, LEAST_CONTRAST)
-    hairs |= _long_ones(straight >= least, SHORTEST_HAIR * side)
-  seam = 2 * max(1, round(0.003 * side)) + 1
-  return cv2.dilate(hairs, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (seam, seam)))
+    texture = cv2.dilate(texture, square)  # so that it is not underestimated at a texture's edge
+    least = np.maximum(MIN_CONTRAST_RATIO * texture, MIN_CONTRAST)
+    hairs |= _long_ones(straight >= least, MIN_HAIR_LENGTH * side)
+  margin = 2 * max(1, round(0.003 * side)) + 1
+  return cv2.dilate(hairs, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (margin, margin)))
 
 
 def _lines(length: int):
@@ -134,7 +135,7 @@ def _lines(length: int):
 
 
 def _long_ones(found: np.ndarray, least: float) -> np.ndarray:
-  """Keeps connected parts whose bounding box has a diagonal of at least that many pixels."""
+  """Keeps connected components whose bounding box has a diagonal of at least `least` pixels."""
   number, labels, stats, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8))
   reach = np.hypot(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
   keep = (reach >= least) & (np.arange(number) > 0)
@@ -142,14 +143,14 @@ def _long_ones(found: np.ndarray, least: float) -> np.ndarray:
 
 
 def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
-  """Fills what hairs cover from the pixels around it.
+  """Fills the pixels of hairs from the pixels around them.
 
   Args:
     image: [H, W, 3] uint8 RGB.
-    hairs: [H, W] uint8, 1 where it is filled.
+    hairs: [H, W] uint8, 1 on pixels to fill.
 
   Returns:
-    [H, W, 3] uint8, smooth where it was filled and elsewhere as it was.
+    [H, W, 3] uint8, smooth in the filled pixels, unchanged elsewhere.
   """
   side, left = min(image.shape[:2]), hairs > 0
   if left.all() or not left.any():
@@ -158,7 +159,7 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
   seen = cv2.merge([image, 1 - hairs]).astype(np.float32)
   seen[left] = 0
   for _ in range(FILL_PASSES):
-    reach = 2 * math.ceil(2 * sigma) + 1  # OpenCV's own choice is twice as wide and as slow
+    reach = 2 * math.ceil(2 * sigma) + 1  # OpenCV's default is twice as wide and twice as slow
     near = cv2.GaussianBlur(seen, (reach, reach), sigma)
     filled = left & (near[..., 3] > 0.05)
     image[filled] = np.rint(near[filled, :3] / near[filled, 3:])
@@ -171,26 +172,26 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
 
 
 def shades_of_grey(image: np.ndarray) -> np.ndarray:
-  """Makes the light of a photograph white: the Minkowski means of its channels become equal.
+  """Removes a colour cast by making the Minkowski means of the channels equal (shades of grey).
 
   Args:
     image: [H, W, 3] uint8 RGB.
 
   Returns:
-    [H, W, 3] uint8: each channel times |e| / (sqrt(3) e_c), e_c = (mean of level**6) ** (1 / 6),
-    so that the brightness of the light stays.
+    [H, W, 3] uint8: each channel c times |e| / (sqrt(3) e_c), e_c = (mean of level**6) ** (1 / 6),
+    which keeps the overall brightness.
 
   Reference:
     Finlayson and Trezzi, Shades of gray and colour constancy, 2004; for dermoscopy Barata et al.,
     Improving dermoscopy image classification using color constancy, 2015.
   """
   levels = np.arange(256.0)
-  # By the histogram, a photograph of 100 megapixels needs no memory beyond its own.
+  # Computed from histograms, so a photograph of 100 megapixels needs no extra memory.
   counts = [cv2.calcHist([image], [c], None, [256], [0, 256]).ravel() for c in range(3)]
   light = np.array(
     [(n @ levels**MINKOWSKI_POWER / n.sum()) ** (1 / MINKOWSKI_POWER) for n in counts]
   )
-  if not light.all():  # a channel without any light
+  if not light.all():  # a channel is all 0
     return image
   gains = np.sqrt(np.mean(light**2)) / light
   table = np.rint(np.minimum(levels[:, None] * gains, 255))

@@ -1,11 +1,11 @@
-"""Changes the size of a photograph and of its mask, in training and evaluation alike."""
+"""Resizes photographs and masks, in the same way for training and evaluation."""
 
 import cv2
 import numpy as np
 
 
 def _resize(array: np.ndarray, height: int, width: int) -> np.ndarray:
-  # OpenCV averages areas only if neither side grows, so shrinking goes first, in a step of its own.
+  # OpenCV averages areas only if neither side grows, so sides are shrunk first, in a separate step.
   least = (min(height, array.shape[0]), min(width, array.shape[1]))
   if least != array.shape[:2]:
     array = cv2.resize(array, least[::-1], interpolation=cv2.INTER_AREA)
@@ -26,7 +26,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     width: pixels of the result, at least 1.
 
   Returns:
-    [height, width, 3] uint8; `image` itself where it has this size already.
+    [height, width, 3] uint8; `image` itself if it already has this size.
 
   Raises:
     ValueError: if image is not [H, W, 3] uint8.
@@ -45,7 +45,7 @@ def mask_coverage(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     width: pixels of the result, at least 1.
 
   Returns:
-    [height, width] uint8 from 0, no lesion, to 255, nothing else; `binarise` makes it a mask.
+    [height, width] uint8 from 0, no lesion, to 255, all lesion; `binarise` turns it into a mask.
 
   Raises:
     ValueError: if mask is not [H, W] uint8.
@@ -56,7 +56,7 @@ def mask_coverage(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def binarise(coverage: np.ndarray) -> np.ndarray:
-  """Calls a pixel lesion where the lesion covers at least half of it.
+  """Marks a pixel as lesion if the lesion covers at least half of it.
 
   Args:
     coverage: uint8 of any shape, 0 to 255.
@@ -68,10 +68,10 @@ def binarise(coverage: np.ndarray) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Resizes a mask as `resize_image` does its photograph, and keeps it binary.
+  """Resizes a mask like its photograph and keeps it binary.
 
-  The lesion's share of each pixel is thresholded at half. Taking the nearest pixel would move the
-  border by up to half a pixel of the result against the photograph.
+  The lesion's share of each pixel is thresholded at one half. Nearest-neighbour sampling would move
+  the border by up to half a pixel of the result relative to the photograph.
 
   Args:
     mask: [H, W] uint8; above 0 is lesion.

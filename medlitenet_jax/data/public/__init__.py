@@ -1,1 +1,1 @@
-"""Public data sets: fetched, converted and read."""
+"""Public data sets: download, conversion and reading."""

@@ -1,4 +1,4 @@
-"""Finds the files of a data set as it is handed out: in zip archives, or unpacked."""
+"""Finds the files of a published data set, in zip archives or unpacked."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import MAX_BYTES, read_bytes
 
 Reader = Callable[[], bytes]
-# What a zip file or a member of one raises that is damaged, encrypted or of another kind.
+# Exceptions of a zip file, or a member of one, that is damaged, encrypted or of another kind.
 _DAMAGE = (
   OSError,
   EOFError,
@@ -29,14 +29,14 @@ _DAMAGE = (
 
 
 def find_archive(folder: Path, name: str) -> Path | None:
-  """Looks for an archive that may have been unpacked.
+  """Finds an archive, unpacked or not.
 
   Args:
-    folder: to look in; for what it unpacks to, in the folders directly in it as well.
-    name: of the archive without ".zip".
+    folder: folder to search; its subfolders are also searched for the unpacked archive.
+    name: name of the archive without ".zip".
 
   Returns:
-    The unpacked folder or, without one, the zip file; None if there is neither.
+    The unpacked folder, else the zip file, else None.
   """
   for pattern in (name, f"*/{name}"):
     for path in sorted(folder.glob(pattern)):
@@ -46,14 +46,14 @@ def find_archive(folder: Path, name: str) -> Path | None:
 
 
 def find_members(archives: Sequence[Path], name: re.Pattern[str]) -> dict[str, Reader]:
-  """Lists the files of archives whose name says that they belong to a case.
+  """Lists the files of archives whose names match a case.
 
   Args:
-    archives: zip files, or folders, which are looked into at every depth.
-    name: fully matches a file's name without its ending; its first group is the case.
+    archives: zip files, or folders, which are searched recursively.
+    name: must fully match the file name without suffix; its first group is the case.
 
   Returns:
-    By case, in order, a function that reads the file's bytes; safe to call from many threads.
+    {case: thread-safe function that reads the file's bytes}, sorted.
 
   Raises:
     InputError: if an archive is damaged, or two files belong to one case.
@@ -65,13 +65,13 @@ def find_members(archives: Sequence[Path], name: re.Pattern[str]) -> dict[str, R
       if match is None:
         continue
       if match[1] in found:
-        raise InputError(f"{archive}: {stem} is there twice, or in another archive; remove one")
+        raise InputError(f"{archive}: {stem} exists twice, or also in another archive; remove one")
       found[match[1]] = read
   return dict(sorted(found.items()))
 
 
 def _walk(archive: Path) -> Iterator[tuple[str, Reader]]:
-  """Every file's name without its ending, with its reader."""
+  """Yields every file's name without suffix, and its reader."""
   if archive.is_dir():
     for path in sorted(archive.rglob("*")):
       if path.is_file():
@@ -81,7 +81,7 @@ def _walk(archive: Path) -> Iterator[tuple[str, Reader]]:
     packed = zipfile.ZipFile(archive)
   except _DAMAGE as error:
     raise InputError(f"{archive}: not a readable zip ({error}); fetch it again") from error
-  lock = threading.Lock()  # a ZipFile has one position for all who read from it
+  lock = threading.Lock()  # all readers of a ZipFile share its file position
 
   def reader(member: zipfile.ZipInfo) -> Reader:
     def read() -> bytes:
@@ -108,11 +108,11 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_member(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-  """Unpacks no more of a member than it says to hold, and refuses where that is absurd."""
+  """Unpacks a member, up to its declared size; refuses an excessive one."""
   if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise ValueError("neither stored nor deflated")  # the others cannot be bounded
+    raise ValueError("neither stored nor deflated")  # other methods' output cannot be bounded
   if member.file_size > MAX_BYTES:
-    raise ValueError(f"larger than the {MAX_BYTES >> 20} MiB that are read")
+    raise ValueError(f"larger than the limit of {MAX_BYTES >> 20} MiB")
   with packed.open(member) as file:
     content = file.read(member.file_size)
     if file.read(1) or len(content) != member.file_size:
@@ -124,8 +124,8 @@ def refuse_other_file(path: Path, sha256: str) -> None:
   """Compares a zip file with its published checksum.
 
   Args:
-    path: of the file.
-    sha256: 64 hexadecimal digits.
+    path: path of the file.
+    sha256: the published checksum, 64 hexadecimal digits.
 
   Raises:
     InputError: if they differ.

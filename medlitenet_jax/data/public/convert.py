@@ -1,4 +1,4 @@
-"""Reduces the photographs of a data set to a working size, once, on every core."""
+"""Reduces the photographs of a data set to a working size, once, on all cores."""
 
 import concurrent.futures
 import dataclasses
@@ -24,12 +24,12 @@ from medlitenet_jax.system.devices import available_cores
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 
-JPEG_QUALITY = 95  # without chroma subsampling: the colour of a border is what the network is after
+JPEG_QUALITY = 95  # without chroma subsampling, because the network depends on the border's colour
 
 
 @dataclasses.dataclass(frozen=True)
 class RawCase:
-  """A photograph and its mask as they are handed out.
+  """A photograph and its mask as published.
 
   Attributes:
     case_id: name of the case.
@@ -44,12 +44,12 @@ class RawCase:
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedCase:
-  """A case at its working size, each picture as the content of a file.
+  """A case at its working size; each picture is the content of a file.
 
   Attributes:
-    image: JPEG at the working size; the file that was handed out, where that is no larger.
+    image: JPEG at the working size; the published file if that is not larger.
     mask: PNG at the size of `image`, 0 and 255.
-    native_mask: PNG at the photograph's own size, 0 and 255.
+    native_mask: PNG at the photograph's original size, 0 and 255.
   """
 
   image: bytes
@@ -63,17 +63,16 @@ def convert_case(
   """Reduces one case.
 
   Args:
-    case_id: its name, for errors.
+    case_id: name of the case, for errors.
     image_file: content of the photograph's file.
     mask_file: content of the mask's file.
-    short_side: pixels of the shorter side of the result; a smaller photograph stays as it is.
+    short_side: shorter side of the result in pixels; smaller photographs are not enlarged.
 
   Returns:
     The case at its working size.
 
   Raises:
-    InputError: if a file is no image, the mask has other values than lesion and skin, or the two
-      differ in size.
+    InputError: if a file is not an image, the mask's values are ambiguous, or the sizes differ.
   """
   name = Path(case_id)
   image, native = decode_image(image_file, name), decode_mask(mask_file, name)
@@ -101,16 +100,16 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def convert_all(cases: Sequence[RawCase], short_side: int, folder: Path, title: str) -> None:
-  """Reduces every case into a folder; what an earlier call left there is not done again.
+  """Reduces all cases into a folder; cases that an earlier call finished are skipped.
 
   Args:
-    cases: to reduce.
-    short_side: as in `convert_case`.
-    folder: receives a file a case, which `load_converted` reads.
-    title: of the bar of progress.
+    cases: the cases to reduce.
+    short_side: see `convert_case`.
+    folder: receives one file per case, which `load_converted` reads.
+    title: title of the progress bar.
 
   Raises:
-    InputError: once all others are done, if `convert_case` refused some; names the first of them.
+    InputError: after all other cases are done, if `convert_case` refused some; names the first.
   """
   refused = []
   folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def convert_all(cases: Sequence[RawCase], short_side: int, folder: Path, title: 
       raise
   if refused:
     raise InputError(
-      f"{len(refused)} of {len(cases)} cases cannot be used, as said above; the others are kept in "
+      f"{len(refused)} of {len(cases)} cases cannot be used (listed above); the others are kept in "
       f"{folder} for the next call. First: {min(refused)}"
     )
 
@@ -144,11 +143,11 @@ def _convert_into(folder: Path, case: RawCase, short_side: int) -> None:
   buffer = io.BytesIO()
   files = {k: np.frombuffer(v, np.uint8) for k, v in dataclasses.asdict(converted).items()}
   np.savez(buffer, allow_pickle=False, source=np.array(source), **files)
-  replace_file(path, buffer.getvalue())  # a file with its own name is whole
+  replace_file(path, buffer.getvalue())  # atomic: a file of this name is complete
 
 
 def _source(path: Path) -> list[int] | None:
-  """What a case was converted from; None where it was not, or what is there is damaged."""
+  """The size and checksums that a case was converted from; None if missing or damaged."""
   try:
     with np.load(path, allow_pickle=False) as saved:
       files = [saved[field.name] for field in dataclasses.fields(ConvertedCase)]
@@ -158,7 +157,7 @@ def _source(path: Path) -> list[int] | None:
 
 
 def load_converted(folder: Path, case_id: str) -> ConvertedCase:
-  """Reads what `convert_all` wrote of a case."""
+  """Reads a case that `convert_all` wrote."""
   with np.load(folder / f"{case_id}.npz", allow_pickle=False) as saved:
     names = (field.name for field in dataclasses.fields(ConvertedCase))
     return ConvertedCase(**{name: saved[name].tobytes() for name in names})

@@ -1,7 +1,7 @@
-"""How a public set of photographs and masks becomes a TFDS data set, without TensorFlow.
+"""Converts a public set of photographs and masks to a TFDS data set, without TensorFlow.
 
-A set is prepared once: reduced to a working size, written as ArrayRecord, read at random. TFDS
-writes into a folder of another name and renames it at the end, so a set that is there is whole.
+A set is prepared once: reduced to a working size and written as ArrayRecord, for random access.
+TFDS writes into a temporary folder and renames it at the end, so a set that exists is complete.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ _ISIC_MASK = r"(ISIC_\d{7})_[Ss]egmentation"
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """A file that a set is handed out in.
+  """A published archive of a set.
 
   Attributes:
-    name: without ".zip"; also of the folder that it unpacks to.
-    url: where it is, or "" where a person has to fetch it.
-    sha256: 64 hexadecimal digits where they are published, else "".
+    name: file name without ".zip", and name of the folder that it unpacks to.
+    url: download address; "" if it must be downloaded by hand.
+    sha256: published checksum, 64 hexadecimal digits; "" if there is none.
   """
 
   name: str
@@ -38,14 +38,14 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Photographs that are handed out together, with their masks.
+  """Photographs that are published together, with their masks.
 
   Attributes:
     images: archives of the photographs.
     masks: archives of the masks.
-    cases: how many there are.
-    image_name: of a photograph's file without ending, the case as its group.
-    mask_name: of a mask's file without ending, the case as its group.
+    cases: number of cases.
+    image_name: pattern of a photograph's file name without suffix; its group is the case.
+    mask_name: pattern of a mask's file name without suffix; its group is the case.
   """
 
   images: tuple[Archive, ...]
@@ -57,17 +57,17 @@ class Part:
 
 @dataclasses.dataclass
 class WorkingSize(tfds.core.BuilderConfig):
-  """What a set is reduced to.
+  """TFDS configuration of a set: the size that photographs are reduced to.
 
   Attributes:
-    short_side: pixels of the shorter side; smaller photographs stay as they are.
+    short_side: shorter side in pixels; smaller photographs are not enlarged.
   """
 
   short_side: int = WORKING_SIZE
 
 
 def working_size(short_side: int) -> WorkingSize:
-  """The configuration of a builder by pixels of the shorter side."""
+  """The builder configuration for a shorter side in pixels."""
   return WorkingSize(name=str(short_side), short_side=short_side)
 
 
@@ -75,13 +75,13 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
   """A set of photographs with one mask each.
 
   Attributes:
-    PARTS: by the name that TFDS and this project give a split; `_splits` may divide one further.
+    PARTS: parts by name of the split; `_splits` may divide one further.
     ABOUT: description, homepage, licence and citation.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS: ClassVar[list[WorkingSize]] = [working_size(WORKING_SIZE)]
-  MANUAL_DOWNLOAD_INSTRUCTIONS = "The archives of the set, as they are handed out or unpacked."
+  MANUAL_DOWNLOAD_INSTRUCTIONS = "The archives of the set, as published or unpacked."
   PARTS: ClassVar[Mapping[str, Part]] = {}
   ABOUT: ClassVar[Mapping[str, str]] = {}
 
@@ -100,12 +100,12 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
           "native_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
         }
       ),
-      disable_shuffling=True,  # the order is that of the names, which `PreparedSource` relies on
+      disable_shuffling=True,  # `PreparedSource` relies on the order of the names
       metadata=tfds.core.MetadataDict(),
     )
 
   def _split_generators(self, dl_manager):
-    # `manual_dir` itself refuses a folder that is not there, but its archives may be downloaded.
+    # `manual_dir` raises if the folder does not exist, but its archives may be downloadable.
     manual = Path(dl_manager._manual_dir)
     splits: dict[str, dict[str, RawCase]] = {}
     for name, part in self.PARTS.items():
@@ -125,7 +125,7 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
 
   @property
   def staging(self) -> Path:
-    """Folder of the cases that are converted, until all are."""
+    """Folder of the converted cases until the set is complete."""
     return Path(self.data_dir_root) / f"{self.name}-{self.builder_config.name}.converted"
 
   def _splits(self, part: str, case_ids: list[str], manual: Path) -> dict[str, str]:
@@ -137,12 +137,12 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
       archives.find_members([self._fetch(a, manual, dl_manager) for a in group], re.compile(stem))
       for group, stem in ((part.images, part.image_name), (part.masks, part.mask_name))
     )
-    odd = sorted(images.keys() ^ masks.keys())
-    if odd or len(images) != part.cases:
-      named = f"; without the other: {', '.join(odd[:3])}" if odd else ""
+    unpaired = sorted(images.keys() ^ masks.keys())
+    if unpaired or len(images) != part.cases:
+      named = f"; unpaired: {', '.join(unpaired[:3])}" if unpaired else ""
       raise InputError(
-        f"{self.name} {name}: {part.cases} photographs and as many masks are handed out, but "
-        f"{len(images)} and {len(masks)} are there{named}; fetch {part.images[0].name} and "
+        f"{self.name} {name}: the set has {part.cases} photographs and masks, but there are "
+        f"{len(images)} and {len(masks)}{named}; fetch {part.images[0].name} and "
         f"{part.masks[0].name} again"
       )
     return {case_id: RawCase(case_id, images[case_id], masks[case_id]) for case_id in images}
@@ -153,7 +153,7 @@ class LesionSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     if path is None:
       if not archive.url:
         raise InputError(
-          f"{manual}: neither {archive.name} nor {archive.name}.zip is there; get it from "
+          f"{manual}: contains neither {archive.name} nor {archive.name}.zip; get it from "
           f"{self.ABOUT['homepage']} and set config.data.raw to the folder that holds it"
         )
       try:

@@ -1,4 +1,4 @@
-"""The public sets by name: what they hold, where it is handed out, how it is split and read."""
+"""The public sets by name: their archives, splits, preparation and reading."""
 
 import contextlib
 import csv
@@ -39,7 +39,7 @@ def _about_challenge(year: int, license: str, citation: str) -> dict[str, str]:
 
 
 class Isic2018(LesionSet):
-  """ISIC 2018 Task 1. The checksums are those that torch-em publishes (`isic.py` there)."""
+  """ISIC 2018 Task 1. The checksums are from torch-em's `isic.py`."""
 
   PARTS: ClassVar[Mapping[str, Part]] = {
     split: Part(
@@ -87,7 +87,7 @@ class Isic2017(LesionSet):
 
 
 class Isic2016(LesionSet):
-  """ISIC 2016 Part 1; a tenth of its training set, by a hash of the name, is `val` here."""
+  """ISIC 2016 Part 1; a tenth of its training set, chosen by a hash of the name, becomes `val`."""
 
   PARTS: ClassVar[Mapping[str, Part]] = {
     split: _challenge_part(
@@ -105,7 +105,7 @@ class Isic2016(LesionSet):
 
 
 class Ph2(LesionSet):
-  """PH2, all of it `test`: its users train elsewhere. Handed out as .rar, to be unpacked first."""
+  """PH2, all of it `test`, for networks trained elsewhere. Published as .rar; unpack it first."""
 
   _FOLDER = (Archive("PH2 Dataset images"),)
   PARTS: ClassVar[Mapping[str, Part]] = {
@@ -122,7 +122,7 @@ class Ph2(LesionSet):
 class Ham10000(LesionSet):
   """HAM10000 with its segmentations, split by a hash of the lesion: a tenth each for val and test.
 
-  One lesion was often photographed several times; its photographs stay in one split.
+  Many lesions were photographed several times; all photographs of a lesion are in one split.
   """
 
   METADATA = "HAM10000_metadata"
@@ -144,8 +144,8 @@ class Ham10000(LesionSet):
     path = next((p for p in sorted(manual.glob(f"{self.METADATA}*")) if p.is_file()), None)
     if path is None:
       raise InputError(
-        f"{manual}: {self.METADATA} is not there; without it photographs of one lesion would "
-        f"stand in two splits; get it from {self.ABOUT['homepage']}"
+        f"{manual}: {self.METADATA} is missing; without it photographs of one lesion could end up "
+        f"in two splits; get it from {self.ABOUT['homepage']}"
       )
     try:
       text = read_text(path)
@@ -170,7 +170,7 @@ BUILDERS: dict[str, type[LesionSet]] = {
 
 @contextlib.contextmanager
 def _refusing(folder: Path | str) -> Iterator[None]:
-  """Turns what damaged files of a prepared set raise into one line that names their folder."""
+  """Turns the exceptions of a damaged prepared set into an InputError that names its folder."""
   try:
     yield
   except InputError:
@@ -180,7 +180,7 @@ def _refusing(folder: Path | str) -> Iterator[None]:
       f"{folder}: there is not enough memory to read it; set fewer config.data.num_threads or "
       "config.data.cache_gib=0"
     ) from error
-  except Exception as error:  # TFDS and ArrayRecord raise whatever a damaged file leads them to
+  except Exception as error:  # TFDS and ArrayRecord raise many kinds for a damaged file
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise InputError(
       f"{folder}: the prepared set cannot be read ({reason}); remove the folder and run "
@@ -194,7 +194,7 @@ def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
   Args:
     name: one of `BUILDERS`.
     root: folder of the prepared sets.
-    short_side: pixels of the working size.
+    short_side: working size, as the shorter side in pixels.
 
   Returns:
     The builder.
@@ -203,7 +203,7 @@ def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
     InputError: if a prepared set is damaged.
   """
   builder = BUILDERS[name]
-  # TFDS takes the configurations that a builder lists by name, and others by value.
+  # TFDS expects configurations that a builder lists by name, and others by value.
   size = working_size(short_side)
   config = size.name if size in builder.BUILDER_CONFIGS else size
   with _refusing(root / name):
@@ -211,21 +211,21 @@ def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
 
 
 def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> LesionSet:
-  """Prepares a set, or goes on where an earlier call stopped.
+  """Prepares a set, or continues where an earlier call stopped.
 
   Args:
     name: one of `BUILDERS`.
     root: folder of the prepared sets; receives `name/short_side/version/`.
-    raw: folder with the archives or what they unpack to; None: downloaded where that is possible,
-      beside what lies in `root/downloads/manual`.
-    short_side: pixels of the working size.
+    raw: folder with the archives, zipped or unpacked; None: use those in `root/downloads/manual`
+      and download the others if possible.
+    short_side: working size, as the shorter side in pixels.
 
   Returns:
-    The builder, prepared.
+    The builder of the prepared set.
 
   Raises:
-    InputError: if archives or files in them are missing, damaged or not those of the set, or if
-      the set would be written through a link.
+    InputError: if archives or their files are missing, damaged or not those of the set, or if the
+      set would be written through a symbolic link.
   """
   builder = create_builder(name, root, short_side)
   for folder in () if builder.is_prepared() else (builder.staging, root / name):
@@ -256,7 +256,7 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
 
 
 class PreparedSource:
-  """Cases of a set that `prepare_set` made.
+  """Cases of a set prepared by `prepare_set`.
 
   Attributes:
     case_ids: names of the cases of the split, sorted.
@@ -266,10 +266,10 @@ class PreparedSource:
     """Opens a split.
 
     Args:
-      builder: of a set.
-      split: one of its splits.
-      native: whether masks come at the photograph's own size, to score by, rather than at the
-        working size, to learn from.
+      builder: builder of the set.
+      split: one of the set's splits.
+      native: True: masks at the photograph's original size, for scoring; False: at the working
+        size, for training.
 
     Raises:
       InputError: if the set is not prepared, is damaged or has no such split.
@@ -297,11 +297,11 @@ class PreparedSource:
     return len(self.case_ids)
 
   def __getitem__(self, index: int) -> Case:
-    """Reads one case: the photograph at the working size."""
+    """Reads one case, with the photograph at the working size."""
     name = Path(self.case_ids[index])
     with _refusing(self._folder):
       record = self._records[index]
       if record["case_id"] not in (name.name, name.name.encode()):
-        raise ValueError(f"{name} is not where it should be")
+        raise ValueError(f"record {index} is not {name}")
     image, mask = decode_image(record["image"], name), decode_mask(record[self._mask], name)
     return Case(index, self.case_ids[index], image, mask)

@@ -1,1 +1,1 @@
-"""MedLiteNet, after the paper."""
+"""MedLiteNet, as described in the paper."""

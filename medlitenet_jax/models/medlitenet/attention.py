@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +12,10 @@ from medlitenet_jax.models.layers import Linear, Pointwise
 
 
 def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
-  """Positional encoding of a grid, a quarter of the channels each for sin and cos of y and x.
+  """Positional encoding of a grid: sin y, cos y, sin x and cos x, a quarter of the channels each.
 
-  Positions are relative to the frame (0 to 1), so that a place in the photograph keeps its code
-  when the input size changes, as it does in progressive training.
+  Positions are relative to the frame (0 to 1), so a place in the photograph keeps its encoding when
+  the input size changes, as it does in progressive training.
 
   Args:
     height: rows of the grid.
@@ -22,7 +23,7 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
     dim: channels, a multiple of 4.
 
   Returns:
-    [height * width, dim] float32, row by row.
+    [height * width, dim] float32, in row-major order.
 
   Raises:
     ValueError: if dim is not a multiple of 4.
@@ -38,20 +39,21 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
 
 
 def average_pool(x, factor: int):
-  """Means of factor x factor squares, summed in float32: [B, H, W, C] to [B, H/f, W/f, C]."""
+  """Means of factor x factor squares, computed in float32: [B, H, W, C] to [B, H/f, W/f, C]."""
+  chex.assert_rank(x, 4)
   b, h, w, c = x.shape
   squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
   return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 class BoundaryBiasedAttention(nn.Module):
-  """Multi-head self-attention whose logits are raised towards tokens on a boundary.
+  """Multi-head self-attention that favours tokens on a boundary (`boundary`, b below).
 
     softmax(q k^T / sqrt(d_head) + w_head * b_key) v
 
   Attributes:
-    heads: attention heads; divides the channels.
-    dtype: compute dtype; the softmax is float32.
+    heads: attention heads; must divide the channels.
+    dtype: compute dtype; the softmax is computed in float32.
   """
 
   heads: int
@@ -59,19 +61,22 @@ class BoundaryBiasedAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x, boundary=None):
-    """Attends.
+    """Applies attention.
 
     Args:
       x: [B, N, D] tokens.
       boundary: [B, N] boundary strength of each token, or None for plain self-attention.
 
     Returns:
-      [B, N, D].
+      [B, N, D] in the compute dtype.
     """
+    chex.assert_rank(x, 3)
+    if boundary is not None:
+      chex.assert_shape(boundary, x.shape[:2])
     b, n, d = x.shape
     qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    # Written out, for jax.nn.dot_product_attention has no float16 on a CPU.
+    # Written out because jax.nn.dot_product_attention does not support float16 on a CPU.
     logits = ops.wide_einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(d // self.heads)
     if boundary is not None:
       weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
@@ -86,9 +91,9 @@ class TransformerLayer(nn.Module):
 
   Attributes:
     heads: attention heads.
-    mlp_ratio: hidden over model channels of the feed-forward network.
+    mlp_ratio: ratio of the feed-forward network's hidden channels to the token's channels.
     dropout: rate on both residual branches in training.
-    dtype: compute dtype; LayerNorm is float32 inside.
+    dtype: compute dtype; LayerNorm computes in float32.
   """
 
   heads: int
@@ -112,15 +117,15 @@ class TransformerLayer(nn.Module):
 class CrossScaleMixer(nn.Module):
   """Lets the tokens of the two deepest encoder stages attend to each other (paper III-C, Fig. 4).
 
-  The stage-3 map is average-pooled to the grid of stage 4, both are projected to `dim` channels
-  and given the same positional encoding and one code a scale, and the joint sequence passes
-  through the layers.
+  The stage-3 map is average-pooled to the grid of stage 4. Both maps are projected to `dim`
+  channels and get the same positional encoding plus a learned code for their scale. The joint
+  sequence passes through the transformer layers.
 
   Attributes:
     dim: channels of a token.
     layers: transformer layers.
     heads: attention heads.
-    mlp_ratio: hidden over model channels of the feed-forward networks.
+    mlp_ratio: ratio of the feed-forward networks' hidden channels to `dim`.
     dropout: rate in training.
     cross_scale: whether stage-3 tokens take part.
     form: form of the operations.
@@ -138,19 +143,22 @@ class CrossScaleMixer(nn.Module):
 
   @nn.compact
   def __call__(self, deep, fine, boundary=None, *, train: bool):
-    """Mixes.
+    """Mixes the tokens of both scales.
 
     Args:
       deep: [B, h, w, C4] stage-4 features.
       fine: [B, 2h, 2w, C3] stage-3 features.
-      boundary: [B, H, W, 1] boundary response on any grid that h and w divide, or None.
+      boundary: [B, k h, k w, 1] boundary response, for any integer k, or None.
       train: whether dropout acts.
 
     Returns:
       context: [B, h, w, dim], the global features F_trans.
       fine_context: [B, h, w, dim], the mixed stage-3 tokens; None without `cross_scale`.
     """
+    chex.assert_rank([deep, fine], 4)
     b, h, w, _ = deep.shape
+    if boundary is not None:
+      chex.assert_shape(boundary, (b, None, None, 1))
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     positions = sincos_positions(h, w, self.dim)
     scales = [Pointwise(self.dim, name="project_deep", **common)(deep)]
@@ -167,7 +175,7 @@ class CrossScaleMixer(nn.Module):
     )
     if boundary is not None:
       strength = average_pool(jnp.abs(boundary).astype(jnp.float32), boundary.shape[1] // h)
-      # Standardised over the frame, so that the bias has the same reach in every photograph.
+      # Standardised over the frame, so that the bias is equally strong in every photograph.
       norm = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)
       strength = norm(strength.reshape(b, h * w))
       boundary = jnp.tile(strength, (1, len(scales)))
@@ -181,12 +189,12 @@ class CrossScaleMixer(nn.Module):
 
 
 class LocalGlobalFusion(nn.Module):
-  """Joins convolution and transformer features (eq. 5), after aligning their channels.
+  """Joins convolution and transformer features after aligning their channels (eq. 5).
 
     F_lg = relu(W_1 [F_conv | F_trans] + b_1) + F_conv + F_trans
 
   Attributes:
-    concatenate: whether the first term is there; without it the two are only added.
+    concatenate: whether to include the first term; False: only the sum of the two.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -198,6 +206,8 @@ class LocalGlobalFusion(nn.Module):
   @nn.compact
   def __call__(self, conv, context):
     """Fuses [B, h, w, C] convolution and [B, h, w, D] transformer features to [B, h, w, C]."""
+    chex.assert_rank([conv, context], 4)
+    chex.assert_equal_shape_prefix([conv, context], 3)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     context = Pointwise(conv.shape[-1], name="align", **common)(context)
     fused = conv + context

@@ -1,7 +1,8 @@
-"""Boundary-aware attention: where edges are, and a gate that stresses them (paper III-D)."""
+"""Boundary-aware attention: a boundary map, and a gate that amplifies edges (paper III-D)."""
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -10,18 +11,18 @@ from medlitenet_jax.models.layers import Depthwise, Pointwise
 
 
 def laplacian_init(key, shape, dtype=jnp.float32):
-  """Eight-neighbour Laplacian, scaled so that its weights add up to 2 in absolute value.
+  """Eight-neighbour Laplacian, scaled so that the absolute values of its weights add up to 2.
 
   Args:
-    key: unused; the initialiser draws nothing.
-    shape: (3, 3, 1, C).
-    dtype: of the kernel.
+    key: unused; the kernel is not random.
+    shape: (3, 3, 1, C), that of a 3x3 depthwise kernel.
+    dtype: dtype of the kernel.
 
   Returns:
-    Kernel of that shape; a constant image gives zero.
+    Kernel of that shape; its response to a constant image is zero.
 
   Raises:
-    ValueError: if shape is not that of a 3x3 depthwise kernel.
+    ValueError: if shape is not (3, 3, 1, C).
   """
   del key
   if shape[:3] != (3, 3, 1):
@@ -33,8 +34,8 @@ def laplacian_init(key, shape, dtype=jnp.float32):
 class BoundaryMap(nn.Module):
   """Learned boundary response of a feature map (eq. 6).
 
-  One 1x1 convolution to a single channel, starting as the mean of the channels, and a 3x3
-  convolution of that, starting as a Laplacian.
+  A 1x1 convolution to one channel, initialised as the mean of the channels, then a 3x3 convolution,
+  initialised as a Laplacian.
 
   Attributes:
     form: form of the operations.
@@ -47,20 +48,21 @@ class BoundaryMap(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Maps [B, H, W, C] features to a [B, H, W, 1] response."""
+    chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     mean = nn.initializers.constant(1 / x.shape[-1])
     x = Pointwise(1, use_bias=False, kernel_init=mean, name="project", **common)(x)
-    # The frame is repeated outwards: zeros there would make an edge of it.
+    # The border pixels are repeated outwards: padding with zeros would create an edge there.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     x = Depthwise(kernel_init=laplacian_init, name="laplacian", **common)(x)
     return x[:, 1:-1, 1:-1]
 
 
 class BoundaryGate(nn.Module):
-  """Stresses the features of pixels near a boundary (eq. 6-9).
+  """Amplifies the features of pixels near a boundary (eq. 6-9).
 
     B  = boundary response of F                      eq. 6
-    B' = B + W_g F_trans, resized to the grid of B   eq. 7, where context is given
+    B' = B + W_g F_trans, resized to the grid of B   eq. 7, if context is given
     M  = sigmoid(conv1x1([F | B']))                  eq. 8
     F' = F * (1 + M)                                 eq. 9
 
@@ -78,11 +80,14 @@ class BoundaryGate(nn.Module):
 
     Args:
       x: [B, H, W, C] features F.
-      context: [B, h, w, D] transformer features F_trans, or None to leave eq. 7 out.
+      context: [B, h, w, D] transformer features F_trans, or None to skip eq. 7 (B' = B).
 
     Returns:
       [B, H, W, C] gated features.
     """
+    chex.assert_rank(x, 4)
+    if context is not None:
+      chex.assert_shape(context, (x.shape[0], None, None, None))
     boundary = BoundaryMap(form=self.form, dtype=self.dtype, name="boundary")(x)
     if context is not None:
       projected = Pointwise(1, form=self.form, dtype=self.dtype, name="context")(context)

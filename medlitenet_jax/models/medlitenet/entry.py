@@ -7,10 +7,10 @@ from typing import Any
 from medlitenet_jax.models.entry import Drawing, Entry
 from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS, MedLiteNet
 
-LARGEST = 4096  # number of blocks, layers, channels and the like: more fits no memory
-LARGEST_DILATION = 256  # as wide as the grid of the largest image
+MAX_COUNT = 4096  # blocks, layers, channels and the like: no memory holds more
+MAX_DILATION = 256  # the side of the bottleneck's grid for the largest image
 
-PARTS = {  # a gate stands inside a decoder's stage, so it comes first
+PARTS = {  # gates come first: they also lie inside the decoder's stages, and the first match counts
   "gate": ("gate", "encoder_gate"),
   "encoder": ("encoder",),
   "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
@@ -19,36 +19,36 @@ PARTS = {  # a gate stands inside a decoder's stage, so it comes first
 }
 
 
-def _whole(value, least: int, most: int = LARGEST) -> bool:
-  """Whether value is a whole number from `least` to `most`."""
+def _whole(value, least: int, most: int = MAX_COUNT) -> bool:
+  """Whether value is an integer from `least` to `most`."""
   return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _all_whole(values, count: int | None = None, most: int = LARGEST) -> bool:
-  """Whether values are that many whole numbers from 1 to `most`; any number of them for None."""
+def _all_whole(values, count: int | None = None, most: int = MAX_COUNT) -> bool:
+  """Whether values are `count` (None: any number of) integers from 1 to `most`."""
   return len(values) == (count or len(values)) and all(_whole(value, 1, most) for value in values)
 
 
 def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
-  """By field of `config.model.medlitenet`: whether its value can be used, and what it takes."""
+  """{field of `config.model.medlitenet`: (is its value valid, which values are)}."""
   dim, heads, dilations = (fields[k] for k in ("mixer_dim", "mixer_heads", "aspp_dilations"))
-  up_to = f"from 1 to {LARGEST}"
+  up_to = f"from 1 to {MAX_COUNT}"
   return {
     "encoder_blocks": (_all_whole(fields["encoder_blocks"], 4), f"takes four numbers {up_to}"),
     "mixer_heads": (_whole(heads, 1), f"takes a number {up_to}"),
     "mixer_dim": (
       _whole(dim, 4) and dim % 4 == 0 and _whole(heads, 1) and dim % heads == 0,
-      f"takes a multiple of 4 and of mixer_heads, {heads}, up to {LARGEST}",
+      f"takes a multiple of 4 and of mixer_heads, {heads}, up to {MAX_COUNT}",
     ),
     "mixer_layers": (
       _whole(fields["mixer_layers"], 1),
-      f"takes a number {up_to}; mixer=False is none",
+      f"takes a number {up_to}; mixer=False removes them",
     ),
     "mixer_mlp_ratio": (_whole(fields["mixer_mlp_ratio"], 1), f"takes a number {up_to}"),
     "aspp_branch_dim": (_whole(fields["aspp_branch_dim"], 1), f"takes a number {up_to}"),
     "aspp_dilations": (
-      _all_whole(dilations, most=LARGEST_DILATION) and 0 < len(dilations) == len(set(dilations)),
-      f"takes different whole numbers from 1 to {LARGEST_DILATION}",
+      _all_whole(dilations, most=MAX_DILATION) and 0 < len(dilations) == len(set(dilations)),
+      f"takes different whole numbers from 1 to {MAX_DILATION}",
     ),
     "decoder_dims": (_all_whole(fields["decoder_dims"], 4), f"takes four numbers {up_to}"),
     "gate_stages": (set(fields["gate_stages"]) <= set(range(5)), "takes stages 0 to 4"),
@@ -57,7 +57,7 @@ def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   }
 
 
-# Where the bottleneck's parts stand, and what feeds them besides the part before.
+# Boxes of the bottleneck's parts, the main path through them, and the other arrows.
 _PLACES = {
   "bias_boundary": (1.5, 2.5),
   "mixer": (1.5, 1.5),
@@ -67,7 +67,7 @@ _PLACES = {
   "aspp_norm": (3.0, -0.6),
   "encoder_gate": (4.5, 0.3),
 }
-_PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
+_MAIN_PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
 _BRANCHES = (
   ("bias_boundary", "mixer"),
   ("encoder/stage3", "mixer"),
@@ -75,17 +75,17 @@ _BRANCHES = (
   ("mixer", "fine_return"),
   ("fine_return", "decoder1"),
 )
-_RIGHT = 6.0  # where the decoder stands
+_DECODER_X = 6.0
 
 
 def drawing(names: Sequence[str], fields: Mapping[str, Any]) -> Drawing:
-  """A U: encoder down the left, bottleneck along the foot, decoder up the right."""
+  """A U: encoder down the left, bottleneck along the bottom, decoder up the right."""
   encoder = [name for name in names if name.startswith("encoder/")]
   decoder = [name for name in names if name.startswith("decoder") or name == "head"]
   places = {name: (0.0, float(len(encoder) - i)) for i, name in enumerate(encoder)}
-  places |= {name: (_RIGHT, float(i + 2)) for i, name in enumerate(decoder)}
+  places |= {name: (_DECODER_X, float(i + 2)) for i, name in enumerate(decoder)}
   places |= {name: _PLACES[name] for name in names if name in _PLACES}
-  main = [name for name in _PATH if name in places]
+  main = [name for name in _MAIN_PATH if name in places]
   source = (f"encoder/stage{fields['boundary_bias_stage']}", "bias_boundary")
   wires = [*itertools.chain(*map(itertools.pairwise, (encoder, decoder, main))), source, *_BRANCHES]
   skips = zip(reversed(encoder[:-1]), decoder, strict=False)

@@ -1,10 +1,11 @@
-"""MedLiteNet: encoder, cross-scale mixer, fusion, ASPP, gates and decoder put together (paper III).
+"""MedLiteNet: encoder, cross-scale mixer, fusion, ASPP, gates and decoder (paper III).
 
 The names of the submodules are the keys of a checkpoint.
 """
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -23,10 +24,10 @@ from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlo
 from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap
 
 SIZES = Sizes(multiple=32, smallest=64)
-STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has the first's
+STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has those of the first
 
-# The three members of the ensemble. The paper does not describe them; what tells them apart is
-# said in docs/paper.md.
+# The three members of the ensemble. The paper does not describe them; docs/paper.md says how they
+# differ here.
 VARIANTS = {
   "base": {
     "encoder_blocks": (2, 3, 3, 2),
@@ -65,7 +66,7 @@ VARIANTS = {
 
 
 def _call(module: nn.Module, *args, remat: bool, train: bool):
-  """Calls a block; with `remat` what lies inside is computed again for the gradient, not kept."""
+  """Calls a block; with `remat` the backward pass recomputes its activations."""
   if not remat:
     return module(*args, train=train)
   return nn.remat(lambda module, *args: module(*args, train=train))(module, *args)
@@ -75,8 +76,8 @@ class Encoder(nn.Module):
   """Stride-2 stem and four MBConv stages (paper III-B).
 
   Attributes:
-    blocks: MBConv blocks of each stage.
-    remat: whether the gradient computes each block again.
+    blocks: number of MBConv blocks in each stage.
+    remat: whether the backward pass recomputes each block's activations.
     form: form of the operations, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
@@ -107,12 +108,12 @@ class Encoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-  """Upsample, join the skip, convolve twice, recalibrate, gate (paper III-F).
+  """Upsample, concatenate the skip, convolve twice, then SCSE and gate (paper III-F).
 
   Attributes:
     features: output channels.
     scse: whether SCSE follows the convolutions.
-    gate: whether a boundary-aware gate closes the stage.
+    gate: whether the stage ends with a boundary-aware gate.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -125,7 +126,7 @@ class DecoderStage(nn.Module):
 
   @nn.compact
   def __call__(self, x, skip, context=None, *, train: bool):
-    """Maps [B, h, w, C], a [B, 2h, 2w, S] skip and F_trans or None to [B, 2h, 2w, features]."""
+    """Maps [B, h, w, C], a [B, 2h, 2w, S] skip and F_trans (or None) to [B, 2h, 2w, features]."""
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     x = jnp.concatenate([ops.upsample2x(x, self.form), skip], axis=-1)
     for i in (1, 2):
@@ -138,29 +139,29 @@ class DecoderStage(nn.Module):
 
 
 class MedLiteNet(nn.Module):
-  """The whole network, for any input whose sides are multiples of 32 from 64 up.
+  """The whole network, for inputs whose sides are multiples of 32 from 64 up.
 
   Attributes:
-    encoder_blocks: MBConv blocks of each encoder stage.
+    encoder_blocks: number of MBConv blocks in each encoder stage.
     mixer_dim: channels of a mixer token.
     mixer_layers: transformer layers.
     mixer_heads: attention heads.
-    mixer_mlp_ratio: hidden over model channels of the feed-forward networks.
+    mixer_mlp_ratio: ratio of the feed-forward networks' hidden channels to `mixer_dim`.
     aspp_branch_dim: channels of an ASPP branch.
     aspp_dilations: dilations of the ASPP branches.
     decoder_dims: channels of the four decoder stages, deepest first.
-    gate_stages: where gates stand: 0 the encoder's end, 1 to 4 the decoder's stages.
+    gate_stages: stages with a gate: 0 the encoder's end, 1 to 4 the decoder's stages.
     mixer: whether there is a mixer (and with it fusion and eq. 7).
     cross_scale: whether stage-3 tokens take part in the mixer.
     boundary_bias: whether a boundary map biases the attention.
-    boundary_bias_stage: encoder stage that the map is taken from.
-    fusion: whether eq. 5 has its first term.
-    aspp: whether there is an ASPP; without it one 1x1 convolution stands there.
+    boundary_bias_stage: encoder stage that the map is computed from.
+    fusion: whether to include the first term of eq. 5.
+    aspp: whether there is an ASPP; False: a 1x1 convolution instead.
     gate_context: whether the gates use eq. 7.
     scse: whether the decoder's stages have SCSE.
     dropout: rate in the mixer in training.
-    remat: whether the gradient computes the encoder's blocks and the decoder's stages again: a
-      forward pass more, for less memory.
+    remat: whether the backward pass recomputes the activations of the encoder's blocks and the
+      decoder's stages: less memory for one more forward pass.
     form: form of the operations.
     dtype: compute dtype; parameters and logits are float32.
   """
@@ -193,14 +194,15 @@ class MedLiteNet(nn.Module):
 
     Args:
       image: [B, H, W, 3] normalised photograph, H and W multiples of 32 from 64 up.
-      train: whether BatchNorm uses the batch's statistics and dropout acts (stream "dropout").
+      train: whether BatchNorm uses the batch's statistics and dropout acts (RNG "dropout").
 
     Returns:
       {"mask": [B, H, W, 1] float32 logits}; above 0 is lesion.
 
     Raises:
-      ValueError: if H or W is not such a multiple.
+      ValueError: if H or W is not accepted.
     """
+    chex.assert_shape(image, (None, None, None, 3))
     SIZES.check(*image.shape[1:3])
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(

@@ -1,4 +1,4 @@
-"""Augmentation: photograph and mask move together, and each change is the one its name says."""
+"""Augmentation: photograph and mask stay aligned, and each change does what its name says."""
 
 import concurrent.futures
 import dataclasses
@@ -43,7 +43,7 @@ def only(names, **fields):
 
 
 def lesion(height, width):
-  """A lopsided blob near the centre, and a picture in which it alone is bright."""
+  """An asymmetric blob near the centre, and a picture in which only the blob is bright."""
   corners = np.array([[0.3, 0.35], [0.55, 0.25], [0.75, 0.5], [0.6, 0.8], [0.45, 0.6], [0.28, 0.7]])
   points = np.rint(corners * [width, height]).astype(np.int32)
   mask = cv2.fillPoly(np.zeros((height, width), np.uint8), [points], 1)
@@ -59,7 +59,7 @@ def texture(size=SIZE, seed=0):
 
 
 def ramps(size=256):
-  """Red grows to the right, green downwards: a pixel's colour says where it came from."""
+  """Red increases to the right, green downwards, so a pixel's colour gives its origin."""
   steps = np.arange(size, dtype=np.uint8)
   image = np.zeros((size, size, 3), np.uint8)
   image[..., 0], image[..., 1] = steps[None, :], steps[:, None]
@@ -75,7 +75,7 @@ def iou(a, b):
 
 
 def assert_aligned(image, mask, least_iou=0.97):
-  """The bright part of the picture is the mask, to within a pixel of its border."""
+  """Checks that the bright part of the picture is the mask, within a pixel of the border."""
   grey = image[..., 1].astype(float)
   middle = (np.median(grey[mask == 1]) + np.median(grey[mask == 0])) / 2
   seen = (grey >= middle).astype(np.uint8)
@@ -237,7 +237,7 @@ def test_strengths_that_change_nothing_change_nothing(source):
 
 
 class Draws:
-  """In place of a generator: these numbers, and behind their rows any others."""
+  """Replaces a generator: returns these numbers, then any others in further rows."""
 
   def __init__(self, rows, others):
     self.rows, self.others = rows, others
@@ -248,8 +248,8 @@ class Draws:
 
 
 @pytest.mark.parametrize("others", [0.0, 0.5])
-def test_what_is_off_leaves_the_draws_of_the_others_as_they_were(others):
-  """A run made before the hard cases existed gets the same views: its twelve rows come first."""
+def test_augmentations_that_are_off_do_not_change_the_draws_of_others(others):
+  """Runs from before the hard cases get the same views: their twelve rows come first."""
   pair = texture(150)
   for seed in range(5):
     draws = Draws(np.random.default_rng(seed).random((len(NAMES), 5)), others)
@@ -269,7 +269,7 @@ def test_repeatable_from_the_rng_alone():
     assert np.any(a != c)
 
 
-def test_threads_get_what_one_after_the_other_gets():
+def test_threads_give_the_same_results():
   pair, policy = texture(150), only(NAMES)
   alone = [run(policy, *pair, seed) for seed in range(24)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -278,7 +278,7 @@ def test_threads_get_what_one_after_the_other_gets():
   np.testing.assert_array_equal([a[1] for a in alone], [b[1] for b in together])
 
 
-def test_rng_moves_on_by_the_same_amount_whatever_the_policy():
+def test_rng_advances_by_the_same_amount_for_every_policy():
   following = set()
   for policy in (only(()), only(NAMES), POLICY, dataclasses.replace(POLICY, enabled=False)):
     rng = np.random.default_rng(5)
@@ -406,7 +406,7 @@ def test_resize_averages_the_side_that_shrinks_though_the_other_grows():
 
 
 @pytest.mark.parametrize("size", (32, 75, 300))
-def test_resized_mask_lies_where_the_resized_picture_does(size):
+def test_resized_mask_is_aligned_with_the_resized_picture(size):
   image, mask = lesion(150, 200)
   small, small_mask = resize_image(image, size, size), resize_mask(mask, size, size)
   assert set(np.unique(small_mask)) == {0, 1}
@@ -415,7 +415,7 @@ def test_resized_mask_lies_where_the_resized_picture_does(size):
   assert mask_coverage(mask, size, size).mean() / 255 == pytest.approx(mask.mean(), rel=0.01)
 
 
-def test_a_view_with_its_channels_reversed_or_locked_will_do():
+def test_reversed_channels_and_read_only_arrays_are_accepted():
   image, mask = texture(120)
   locked = image[..., ::-1]
   locked.setflags(write=False)
@@ -443,6 +443,6 @@ def test_unusable_arrays_are_refused():
     {"elastic_grid": 1},
   ],
 )
-def test_an_impossible_policy_is_refused_by_its_field(field):
+def test_an_invalid_policy_is_refused_naming_the_field(field):
   with pytest.raises(InputError, match=next(iter(field))):
     dataclasses.replace(POLICY, **field)

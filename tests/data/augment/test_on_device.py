@@ -1,4 +1,4 @@
-"""On the device a photograph becomes what it becomes on the host, from the same draws."""
+"""Augmentation on the device gives the same views as on the host, from the same draws."""
 
 import dataclasses
 
@@ -65,8 +65,18 @@ def test_all_together_are_those_of_the_host(seed):
   assert_alike(photographs, NOISELESS, 1.8, seed=seed)
 
 
-def test_a_photograph_larger_than_it_is_sent_or_smaller_than_the_view_comes_out_alike():
+def test_photographs_larger_than_the_canvas_or_smaller_than_the_view_give_the_same_view():
   assert_alike(pairs([(300, 420), (60, 80)]), NOISELESS, 2.0)
+
+
+@pytest.mark.parametrize("name", ["canvas", "matrix", "offset", "bend", "gamma"])
+def test_arrays_that_would_broadcast_are_refused(name):
+  (pair,) = pairs([(60, 80)])
+  view = pack_view(np.random.default_rng(0), *pair, SIZE, POLICY)
+  batch = {key: np.stack([value] * 2) for key, value in view.items()}
+  batch[name] = batch[name][:1] if name != "canvas" else batch[name][..., :3]
+  with pytest.raises(AssertionError, match="assert_shape"):
+    jax.eval_shape(lambda arrays: unpack_views(arrays, POLICY), batch)
 
 
 def test_nothing_drawn_is_the_resize_of_evaluation():

@@ -1,4 +1,4 @@
-"""Hard cases put into photographs: each does what it says, where it says, and leaves the mask."""
+"""Augmentations for hard cases: each does what it should, where it should, and keeps the mask."""
 
 import concurrent.futures
 import dataclasses
@@ -50,7 +50,7 @@ def test_the_photograph_changes_and_the_mask_does_not(name):
   assert np.any(run(name, 0)[0] != run(name, 1)[0])
 
 
-def test_threads_get_what_one_after_the_other_gets():
+def test_threads_give_the_same_results():
   policy = dataclasses.replace(POLICY, **{f"{name}_probability": 1.0 for name in HARD})
 
   def one(seed):
@@ -97,7 +97,7 @@ def test_a_ruler_stays_near_one_side():
     assert np.all(image.astype(int) <= pair[0])  # darker than this skin, without exception
 
 
-def test_a_shadow_takes_no_more_light_than_it_may_and_spares_the_other_side():
+def test_a_shadow_is_no_deeper_than_allowed_and_leaves_the_other_side_unchanged():
   for seed in range(12):
     fields = {"shadow_depth": (0.4, 0.4), "shadow_softness": (0.05, 0.05)}
     image, _ = run("shadow", seed, **fields)
@@ -125,7 +125,7 @@ def test_skin_tone_moves_lightness_both_ways_and_in_order():
   assert min(drawn) < lightness(image) - 5 and max(drawn) > lightness(image) + 2
 
 
-def test_melanin_swallows_most_blue_and_least_red_and_never_burns_out():
+def test_melanin_absorbs_most_blue_and_least_red_and_never_overexposes():
   image = np.full((4, 4, 3), 200, np.uint8)
   red, green, blue = shift_skin_tone(image, 0.5)[0, 0].astype(float)
   assert red > green > blue

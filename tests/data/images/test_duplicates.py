@@ -1,4 +1,4 @@
-"""Near duplicates: found however they are flipped, recoloured or shifted, and nothing else."""
+"""Near duplicates are found if flipped, recoloured or shifted; different pictures are not."""
 
 import cv2
 import numpy as np
@@ -55,12 +55,12 @@ def test_copy_is_found_among_others(name):
     assert pair.correlation > 0.99  # thumbnails of turned pictures are turned thumbnails
 
 
-def test_what_is_not_compared_is_counted_and_the_most_alike_are(monkeypatch):
+def test_pairs_beyond_the_limit_are_counted_and_the_most_similar_are_compared(monkeypatch):
   blurred = cv2.GaussianBlur(DRAWINGS[3], (0, 0), 3)
   thumbnails = [thumbnail(image) for image in (*DRAWINGS, DRAWINGS[7], blurred)]
   every, left_out = near_duplicates(thumbnails, 1)
   assert {pair[:2] for pair in every} == {(7, 12), (3, 13)} and left_out == 0
-  monkeypatch.setattr(duplicates, "MOST_CANDIDATES", 1)
+  monkeypatch.setattr(duplicates, "MAX_CANDIDATES", 1)
   pairs, left_out = near_duplicates(thumbnails, 1)
   assert [pair[:2] for pair in pairs] == [(7, 12)] and left_out >= 1
 
@@ -70,8 +70,8 @@ def test_other_drawings_are_not_alike():
   assert found([*DRAWINGS, *others]) == {}
 
 
-def test_smooth_blobs_of_one_place_are_not_alike():
-  """They correlate by more than 0.9 as they are; their grain tells them apart."""
+def test_smooth_blobs_in_the_same_place_are_not_alike():
+  """Their pixels correlate by more than 0.9; only their fine detail differs."""
   y, x = np.mgrid[-1:1:128j, -1:1:128j]
   images = []
   for number in range(20):

@@ -1,4 +1,4 @@
-"""Files: photographs come out upright and RGB, masks 0 or 1, and broken files are named."""
+"""Files: photographs are read upright as RGB, masks as 0 and 1; broken files are named."""
 
 import os
 import struct
@@ -34,7 +34,7 @@ UPRIGHT = {
 
 
 def quadrants(height=48, width=64):
-  """A picture that no turn or flip maps onto itself, in colours that JPEG keeps."""
+  """A picture without symmetry, in colours that JPEG preserves."""
   image = np.zeros((height, width, 3), np.uint8)
   top, left = height // 2, width // 2
   image[:top, :left], image[:top, left:] = (200, 40, 40), (40, 200, 40)
@@ -77,7 +77,7 @@ def on_white(colors, alpha):
 
 
 def half_transparent():
-  """Opacity that differs from quadrant to quadrant and within one."""
+  """Opacity that differs between quadrants and within one."""
   alpha = np.full((48, 64), 255, np.uint8)
   alpha[:24, 32:], alpha[24:, :32], alpha[:6] = 0, 90, 128
   return alpha
@@ -119,7 +119,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix, channels):
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_sixteen_bits_stand_as_their_exif_says(tmp_path, orientation, suffix):
+def test_sixteen_bit_images_are_rotated_by_their_exif_orientation(tmp_path, orientation, suffix):
   grey = quadrants()[..., 0].astype(np.uint16) * 257
   exif = Image.Exif()
   exif[ORIENTATION] = orientation
@@ -211,20 +211,20 @@ def test_too_little_memory_is_not_called_a_broken_file(tmp_path, monkeypatch):
     read_image(path)
 
 
-def test_what_is_no_image_is_said_alike_each_time(tmp_path):
+def test_the_message_for_a_file_that_is_not_an_image_is_repeatable(tmp_path):
   path = tmp_path / "x.jpg"
   path.write_text("this is no photograph")
-  with pytest.raises(InputError, match=r"x\.jpg: in no format that is read; repair or remove it$"):
+  with pytest.raises(InputError, match=r"x\.jpg: not in a supported format; repair or remove it$"):
     read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "GIF", "WEBP"])
-def test_a_format_that_is_not_read_is_not_opened_by_another_ending(tmp_path, kind):
-  """Pillow would hand PostScript to an interpreter."""
+def test_an_unsupported_format_with_another_suffix_is_not_opened(tmp_path, kind):
+  """Pillow would pass PostScript to an interpreter."""
   path = tmp_path / "x.png"
   Image.fromarray(quadrants()).save(path, kind)
   for read in (image_size, read_image, read_mask):
-    with pytest.raises(InputError, match=r"x\.png: in no format that is read"):
+    with pytest.raises(InputError, match=r"x\.png: not in a supported format"):
       read(path)
 
 
@@ -234,7 +234,7 @@ def test_further_pages_of_a_tiff_are_named_once(tmp_path, caplog):
   pages[0].save(path, save_all=True, append_images=pages[1:])
   for _ in range(2):
     np.testing.assert_array_equal(read_image(path), pages[0])
-  assert caplog.text.count("its first page is read") == 1
+  assert caplog.text.count("only its first page is read") == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -296,7 +296,7 @@ def test_file_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 12), ("png", 0), ("tif", 0)])
-def test_photograph_stands_as_its_exif_says(tmp_path, orientation, suffix, tolerance):
+def test_a_photograph_is_rotated_by_its_exif_orientation(tmp_path, orientation, suffix, tolerance):
   exif = Image.Exif()
   exif[ORIENTATION] = orientation
   path = tmp_path / f"turned.{suffix}"
@@ -427,7 +427,7 @@ UNCLEAR = {
   ),
   "black on nothing": (
     lambda: Image.fromarray(colored((0, 0, 0, 255), (0, 0, 0, 0))),
-    "only black on a transparent ground",
+    "only black on a transparent background",
   ),
   "palette of a third index": (lambda: indexed(2, 0, {0: BLACK, 2: RED}), "index 2"),
   "palette against its colours": (lambda: indexed(0, 1, {0: RED, 1: BLACK}), "index 0"),
@@ -435,7 +435,7 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize("name", UNCLEAR)
-def test_mask_that_could_mean_two_things_is_refused(tmp_path, name):
+def test_an_ambiguous_mask_is_refused(tmp_path, name):
   draw, reason = UNCLEAR[name]
   path = tmp_path / "mask.png"
   draw().save(path)
@@ -472,7 +472,7 @@ def test_mask_round_trip(tmp_path):
 
 
 def broken_files(folder):
-  """Files that are not what their names say, by what is wrong with them."""
+  """Files that are not what their suffixes say, by what is wrong with them."""
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
   for suffix in ("jpg", "png", "bmp", "tif"):
@@ -504,14 +504,14 @@ def test_broken_files_are_named(tmp_path, read):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_size_of_what_is_no_image_is_refused(tmp_path):
+def test_the_size_of_a_file_that_is_not_an_image_is_refused(tmp_path):
   for path in list(broken_files(tmp_path))[-4:]:
     with pytest.raises(InputError, match=path.name):
       image_size(path)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_size_is_read_from_the_head_alone(tmp_path, suffix):
+def test_the_size_is_read_from_the_header_only(tmp_path, suffix):
   noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
   path = tmp_path / f"cut.{suffix}"
   Image.fromarray(noise).save(path)
@@ -522,7 +522,7 @@ def test_size_is_read_from_the_head_alone(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation):
+def test_an_invalid_orientation_is_ignored(tmp_path, orientation):
   path, exif = tmp_path / "x.jpg", Image.Exif()
   exif[0x0112] = orientation
   Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path, exif=exif)
@@ -543,7 +543,7 @@ def test_sixteen_bits_have_a_limit_of_their_own(tmp_path, monkeypatch):
   cv2.imwrite(str(tmp_path / "y.png"), np.zeros((11, 10), np.uint8))
   assert image_size(tmp_path / "y.png") == (11, 10)
   for read in (image_size, read_image, read_mask):
-    with pytest.raises(InputError, match="more than the 100"):
+    with pytest.raises(InputError, match="more than the limit of 100"):
       read(tmp_path / "x.png")
 
 

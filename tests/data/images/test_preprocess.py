@@ -1,4 +1,4 @@
-"""Preprocessing: hairs go and skin stays, casts of colour go, and every mode does the same."""
+"""Preprocessing removes hairs and colour casts, keeps skin, and is the same in every mode."""
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ def skin(size=SIZE, seed=0):
 
 
 def with_hairs(image, colour=(40, 28, 24), count=12, seed=1):
-  """The same under hairs, and where they lie."""
+  """The same skin under hairs, and the mask of the hairs."""
   hairs = hair_strokes(
     np.random.default_rng(seed), count, comb=0.4, spread=0.6, longest=0.9, thickest=0.01
   )
@@ -62,14 +62,14 @@ def test_fair_hairs_are_removed_too():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_hairless_photograph_is_left_nearly_alone(seed):
+def test_a_photograph_without_hairs_hardly_changes(seed):
   image = skin(seed=seed)
   assert find_hairs(image).mean() < 0.005
   assert np.abs(Preprocessing(True, "none")(image).astype(int) - image).mean() < 0.05
 
 
-def test_a_pigment_network_is_no_hair():
-  """Brown meshes a tenth as long as a hair must be stay, though they are as thin as one."""
+def test_a_pigment_network_is_not_hair():
+  """Brown meshes are as thin as hairs but a tenth of their minimum length, so they stay."""
   image = skin(512).astype(np.float32)
   rng = np.random.default_rng(0)
   net = np.zeros((512, 512), np.float32)
@@ -82,7 +82,7 @@ def test_a_pigment_network_is_no_hair():
   assert np.mean(find_hairs(image)[net > 0.5]) < 0.05
 
 
-def test_what_is_covered_is_filled_however_wide_and_nothing_else_is_read():
+def test_covered_pixels_are_filled_at_any_width_from_uncovered_ones():
   image = skin()
   hidden = np.zeros((SIZE, SIZE), np.uint8)
   hidden[100:160, 10:60] = 1
@@ -117,8 +117,8 @@ def test_shades_of_grey_is_the_formula():
   np.testing.assert_array_equal(shades_of_grey(image), expected)
 
 
-def test_a_cast_of_colour_is_taken_back():
-  """A gain a channel leaves, up to rounding, the photograph times one common factor."""
+def test_a_colour_cast_is_removed():
+  """After a gain per channel the result is, up to rounding, the photograph times one factor."""
   image = (skin() // 2).astype(np.uint8)
   plain = shades_of_grey(image).astype(float)
   for gains in ((1.2, 1.0, 0.8), (0.7, 1.0, 1.4)):
@@ -157,13 +157,13 @@ def test_off_is_the_photograph_itself_and_on_is_each_in_turn():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (3, 5), (40, 2)])
-def test_tiny_photographs_will_do(size):
+def test_tiny_photographs_are_accepted(size):
   image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
   clean = Preprocessing(True, "shades_of_grey")(image)
   assert clean.shape == image.shape and clean.dtype == np.uint8
 
 
 @pytest.mark.parametrize("fields", [("yes", "none"), (1, "none"), (True, "grey"), (False, None)])
-def test_what_it_cannot_do_is_refused(fields):
+def test_invalid_settings_are_refused(fields):
   with pytest.raises(InputError, match=r"preprocess\.(hair_removal|color_constancy) takes"):
     Preprocessing(*fields)

@@ -1,4 +1,4 @@
-"""Sizes: masks stay binary and stay where their photographs are."""
+"""Resized masks stay binary and aligned with their photographs."""
 
 import cv2
 import numpy as np
@@ -10,14 +10,14 @@ SIZES = [(64, 64), (50, 90), (300, 40), (257, 333)]
 
 
 def ellipse(height, width):
-  """A lesion off the centre, and a picture in which it alone is bright."""
+  """A lesion off the centre, and a picture in which only the lesion is bright."""
   center, axes = (int(0.4 * width), int(0.55 * height)), (width // 5, height // 4)
   mask = cv2.ellipse(np.zeros((height, width), np.uint8), center, axes, 20, 0, 360, 1, -1)
   return np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), mask
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_mask_is_binary_and_lies_on_its_photograph(size):
+def test_mask_is_binary_and_aligned_with_its_photograph(size):
   image, mask = ellipse(180, 240)
   small, resized = resize_image(image, *size), resize_mask(mask, *size)
   assert small.shape == (*size, 3) and resized.shape == size
@@ -63,12 +63,12 @@ def test_half_covered_is_lesion():
 @pytest.mark.parametrize(
   "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
 )
-def test_what_is_no_photograph_is_refused(image):
+def test_other_arrays_are_refused_as_photographs(image):
   with pytest.raises(ValueError, match="uint8"):
     resize_image(image, 4, 4)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8))])
-def test_what_is_no_mask_is_refused(mask):
+def test_other_arrays_are_refused_as_masks(mask):
   with pytest.raises(ValueError, match="uint8"):
     resize_mask(mask, 4, 4)

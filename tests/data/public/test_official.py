@@ -1,4 +1,4 @@
-"""Public sets: laid out as they are handed out, from generated photographs."""
+"""Public sets in their published layout, made from generated photographs."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def write_case(images, masks, case_id, number, suffix="_segmentation"):
 
 
 def shrink(monkeypatch, name, **cases):
-  """Has a set be complete with few cases, and without the published checksums."""
+  """Makes a set complete with few cases and without the published checksums."""
 
   def small(part, count):
     unchecked = {
@@ -85,7 +85,7 @@ def isic2018(monkeypatch, tmp_path):
 
 
 def pack(folder, to):
-  """Zips every folder in a folder, as the challenge does, with what a Mac adds."""
+  """Zips each subfolder, as the challenge does, with the extra files that a Mac adds."""
   to.mkdir()
   for unpacked in folder.iterdir():
     with zipfile.ZipFile(to / f"{unpacked.name}.zip", "w") as packed:
@@ -103,7 +103,7 @@ def files_of(folder):
   }
 
 
-def test_a_set_is_read_as_it_was_handed_out(isic2018, tmp_path):
+def test_a_set_is_read_as_published(isic2018, tmp_path):
   builder = prepare_set("isic2018", tmp_path / "sets", isic2018, SHORT_SIDE)
   assert {s: len(PreparedSource(builder, s, True)) for s in ("train", "val", "test")} == {
     "train": 4,
@@ -212,9 +212,9 @@ def test_no_tensorflow_is_loaded(isic2018, tmp_path):
     ("ISIC2018_Task1_Test_GroundTruth", "lacks ISIC2018_Task1_Test_GroundTruth "),
     (
       "ISIC2018_Task1_Training_GroundTruth/ISIC_0000002_segmentation.png",
-      "4 and 3 are there; without the other: ISIC_0000002",
+      "there are 4 and 3; unpaired: ISIC_0000002",
     ),
-    ("ISIC2018_Task1-2_Validation_Input/ISIC_0000005.jpg", "1 and 2 are there"),
+    ("ISIC2018_Task1-2_Validation_Input/ISIC_0000005.jpg", "there are 1 and 2"),
   ],
 )
 def test_missing_files_are_refused_by_name(isic2018, tmp_path, remove, says):
@@ -385,7 +385,7 @@ def test_photographs_of_one_lesion_of_ham10000_stay_together(tmp_path, monkeypat
   lesions = [f"HAM_{number // 3}" for number in range(60)]
   shrink(monkeypatch, "ham10000", all=60)
   ham10000(tmp_path / "raw", lesions)
-  with pytest.raises(InputError, match="HAM10000_metadata is not there"):
+  with pytest.raises(InputError, match="HAM10000_metadata is missing"):
     prepare_set("ham10000", tmp_path / "sets", tmp_path / "raw", SHORT_SIDE)
   rows = "".join(f"{lesion},ISIC_{n:07d}\n" for n, lesion in enumerate(lesions))
   write(tmp_path / "raw" / "HAM10000_metadata.csv", f"lesion_id,image_id\n{rows}".encode())
@@ -434,7 +434,7 @@ def test_the_whole_of_isic2018_is_prepared_and_read_from_the_command_line(tmp_pa
     [*command[:-1], "--config.data.working_size=40"], cwd=ROOT, capture_output=True, text=True
   )
   assert run.returncode == 2
-  assert "without the other: ISIC_0003000" in run.stderr
+  assert "unpaired: ISIC_0003000" in run.stderr
   assert run.stderr.strip().splitlines()[-1].startswith("launch.py: error: ")
   assert "Traceback" not in run.stderr
 

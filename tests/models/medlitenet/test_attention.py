@@ -59,7 +59,7 @@ def pool(x, factor):
   return x.reshape(b, h // factor, factor, w // factor, factor, c).mean((2, 4))
 
 
-def test_positions_are_sines_and_cosines_of_the_place_in_the_frame():
+def test_positions_are_sines_and_cosines_of_relative_coordinates():
   codes = sincos_positions(2, 3, 8)
   assert codes.shape == (6, 8) and codes.dtype == np.float32
   y, x = 0.75, 0.5  # second row of two, second column of three
@@ -78,7 +78,7 @@ def test_positions_differ_and_keep_their_place_at_another_size():
   )
 
 
-def test_positions_need_four_quarters():
+def test_positions_need_a_multiple_of_four_channels():
   with pytest.raises(ValueError, match="multiple of 4"):
     sincos_positions(2, 2, 6)
 
@@ -195,7 +195,7 @@ def test_scales_exchange_information():
   assert np.abs(other_fine - fine_context).max() > 1e-3
 
 
-def test_bias_sees_the_shape_of_the_boundary_not_its_scale():
+def test_bias_does_not_depend_on_the_scale_of_the_boundary():
   deep, fine, boundary = mixer_inputs()
   layer = CrossScaleMixer(**MIXER)
   variables = layer.init(jax.random.key(0), deep, fine, boundary, train=False)

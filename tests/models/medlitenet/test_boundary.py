@@ -13,13 +13,13 @@ def normal(*shape, seed=0):
 
 
 def interpolation(size, larger):
-  """Weights [larger, size] of linear interpolation between pixel centres, held at the frame."""
+  """Weights [larger, size] of linear interpolation between pixel centres, clamped at the edges."""
   centres = np.clip((np.arange(larger) + 0.5) * size / larger - 0.5, 0, size - 1)
   return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size)))
 
 
 def boundary_map(x, params):
-  """A 1x1 projection, then a 3x3 convolution of it with the frame repeated outwards."""
+  """A 1x1 projection, then a 3x3 convolution padded with its border pixels."""
   x = x @ params["project"]["kernel"][0, 0]
   padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   kernel = params["laplacian"]["kernel"][:, :, 0, 0]

@@ -1,4 +1,4 @@
-"""The whole network: its size, its switches, and what it promises of its logits."""
+"""The whole network: its size, its switches and its logits."""
 
 import functools
 import re
@@ -109,7 +109,7 @@ def images(*shape, seed=0):
 
 @functools.cache
 def small_variables():
-  """Variables about as large as initialisers make them, drawn without compiling any."""
+  """Random variables of about the size of initialised ones, drawn without compilation."""
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -204,7 +204,7 @@ def test_logits_and_parameters_are_float32_in_every_precision(precision):
   np.testing.assert_allclose(close, exact, atol=0.1 * float(np.std(exact)))
 
 
-def test_rows_do_not_see_each_other_at_inference():
+def test_rows_of_a_batch_are_independent_at_inference():
   image = images(3, 64, 64)
   logits = predict()(small_variables(), image)
   padded = predict()(small_variables(), image.at[2].set(0))
@@ -267,7 +267,7 @@ def test_a_switch_removes_its_part_and_nothing_else(switch):
 
 
 @pytest.mark.parametrize("stage", range(5))
-def test_gates_stand_where_they_are_put(stage):
+def test_gates_are_at_the_configured_stages(stage):
   paths = set(parameters_of(small(gate_stages=(stage,))))
   place = "encoder_gate" if stage == 0 else f"decoder{stage}/gate"
   gates = {path for path in paths if "gate/" in path}
@@ -276,7 +276,7 @@ def test_gates_stand_where_they_are_put(stage):
 
 
 def test_every_field_changes_the_network():
-  """No field of `config.model` is read by nothing."""
+  """The network reads every field of `config.model`."""
   changed = {
     "variant": "wide_context",
     "form": "library",
