@@ -82,8 +82,8 @@ def train_batches(
 
   def prepare(position: int, case: Case) -> dict[str, Any]:
     rng = np.random.default_rng((seed, position // len(source), case.index))
-    image_size = image_size_at(position // batch_size)
-    return _augmented(rng, case, image_size, preprocessing, policy, on_device)
+    size = image_size_at(position // batch_size)
+    return _augmented(rng, case, size, preprocessing, policy, on_device)
 
   def read(step: int, indices: np.ndarray) -> dict:
     cases = [prepare(step * batch_size + row, source[int(indices[row])]) for row in rows]
