@@ -71,10 +71,9 @@ def train_batches(
     rows: rows of each batch that this process reads; None: all.
 
   Returns:
-    Iterator over {"image": [B, S, S, 3] uint8, "targets": {"mask": [B, S, S, 1] uint8, and the
-    cases' other targets}, "case_id": B names}, where B is the number of rows read. With `on_device`
-    over {"views": arrays of `pack_view`, "targets": without the mask, "case_id"}. The iterator's
-    state can be saved and restored, even with other rows.
+    Iterator over {"image": [B, S, S, 3] uint8, "targets": {"mask": [B, S, S, 1] uint8, and others},
+    "case_id": B names}, where B is the number of rows read. With `on_device` over {"views": arrays
+    of `pack_view`, "targets": without the mask, "case_id"}. Its state can be restored for any rows.
   """
   import grain  # takes a while, and only training needs it
 

@@ -71,7 +71,7 @@ def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
     lambda: choose_threshold(darkness, [NETWORK], config, workdir),
     lambda: read_threshold([NETWORK], config, workdir),
   ):
-    with pytest.raises(InputError, match=r"hysteresis_low is 0\.3; it must be lower than"):
+    with pytest.raises(InputError, match=r"hysteresis_low is 0\.3; it must lie under"):
       use()
 
 
