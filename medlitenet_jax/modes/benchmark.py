@@ -1,4 +1,4 @@
-"""Speed of a recipe, measured side by side in one run and set against what the machine can do."""
+"""Speed of a recipe, beside the rates of the machine that are measured in the same run."""
 
 import contextlib
 import functools
@@ -66,9 +66,9 @@ class Task(NamedTuple):
     image_size: pixels a side.
     batch: photographs a call.
     form: of the operations, see `medlitenet_jax.models.ops`.
-    call: does it once and returns what has to be waited for.
-    program: gives the text of what is compiled.
-    cost: what it must cost at least.
+    call: runs it once and returns arrays to wait for.
+    program: returns the text of the compiled program.
+    cost: the least work that it can take.
     memory: bytes that the compiled program holds while it runs.
     compile_seconds: to trace and compile it, with an empty cache.
     cached_seconds: the same in a later process, with the persistent cache; None if not measured.
@@ -87,7 +87,7 @@ class Task(NamedTuple):
 
   @property
   def key(self) -> str:
-    """What tells it from the others."""
+    """Unique name."""
     return f"{self.name} {self.image_size} {self.batch} {self.form}"
 
 
@@ -126,10 +126,10 @@ def benchmark(
     raise InputError("config.ensemble.members: members are measured one by one")
   devices.check_shares("train.batch_size", config.train.batch_size)
   with tempfile.TemporaryDirectory() as scratch, _empty_cache(Path(scratch) / "xla"):
-    # What cannot be read ends it here, not after minutes of timing.
+    # Everything is opened first, so that a mistake does not come up after minutes of timing.
     short, data = with_data_at_hand(config, Path(scratch))
     source = open_source(trained[0]) if trained else None
-    # Apart, for a plain training step of many seconds would let the caches of the others go cold.
+    # Apart from the training step: its plain form takes seconds, in which other caches go cold.
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
     profile = _profile(config, first, forward, Path(scratch) / "trace")
     step, _ = _measure(config, "training step", _train_tasks(config))
@@ -166,7 +166,7 @@ def benchmark(
 
 @contextlib.contextmanager
 def _empty_cache(folder: Path) -> Iterator[None]:
-  """Lets compiled programs go to an empty folder, and back to the user's cache in the end."""
+  """Uses an empty folder as the compilation cache, and then the user's again."""
   usual = jax.config.values["jax_compilation_cache_dir"]
 
   def use(path: str | None) -> None:
@@ -181,7 +181,7 @@ def _empty_cache(folder: Path) -> Iterator[None]:
 
 
 def _compile(function, *args, again: bool) -> tuple[Any, dict[str, Any]]:
-  """Compiles a jitted function; `again` as a later process would, from the persistent cache."""
+  """Compiles a jitted function; with `again`, also from the cache, as a later process does."""
   seconds: list[float] = []
   for _ in range(1 + again):
     jax.clear_caches()
@@ -289,7 +289,7 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
 def _measure(
   config: ConfigDict, title: str, tasks: Iterator[Task]
 ) -> tuple[dict[str, Any], list[Task]]:
-  """Times tasks and, between them, the machine's own rates, which their floors follow from."""
+  """Times tasks and, between them, the rates of the machine, which give their least times."""
   logger.info("Compiling the %s.", title)
   made = [*tqdm(tasks, unit="program", leave=False, dynamic_ncols=True)]
   logger.info("Timing the %s.", title)
@@ -354,9 +354,9 @@ def _row(task: Task, seconds: float, plain: float | None, machine: Machine) -> d
 
 
 def _profile(config: ConfigDict, task: Task, group: dict[str, Any], folder: Path) -> dict[str, Any]:
-  """Tells apart, for each part of a forward pass, its products and everything else.
+  """Splits the time of a forward pass by part, into products of matrices and the rest.
 
-  What the trace says of parts is scaled to the time that was measured without one.
+  Times of the trace are scaled so that their sum is the time measured without one.
   """
 
   named = model_parts(config.model.to_dict(), task.image_size)
@@ -413,7 +413,7 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _peak_memory() -> dict[str, int | None]:
-  """Bytes that the process and the device have held at most, the plain form's included."""
+  """The most bytes that the process and the device have held, in either form."""
   unit = 1 if sys.platform == "darwin" else 1024
   stats = jax.devices()[0].memory_stats() or {}
   return {

@@ -58,13 +58,13 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
   """
   size = config.benchmark.image_sizes[0]
   short = config.copy_and_resolve_references().unlock()
-  # The last lines of the log are of batches that were not read while the step was being compiled.
+  # Enough batches that the last lines of the log are of some read after the step was compiled.
   uncounted = math.ceil((config.data.prefetch_batches + 1) / LOOP_BATCHES)
   short.train.update(
     image_sizes=(size,),
     max_steps=(uncounted + 1) * LOOP_BATCHES,
     log_every_steps=LOOP_BATCHES,
-    validate_every_epochs=10**6,  # but at the end
+    validate_every_epochs=10**6,  # only at the end
     start_from="",
   )
   short.eval.image_size = size
@@ -80,7 +80,7 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
 
 
 def time_pipeline(short: ConfigDict) -> dict[str, Any]:
-  """Reads photographs as training does, on one core, and times what each takes on the way.
+  """Times each step of reading photographs for training, on one core.
 
   Args:
     short: of `with_data_at_hand`.
@@ -109,7 +109,7 @@ def time_pipeline(short: ConfigDict) -> dict[str, Any]:
       for name, value in time_interleaved(calls, short.benchmark.rounds).items()
     }
     batches = create_train_batches(one_thread.lock(), source, create_plan(short.train, len(source)))
-    for _ in range(SETTLING_BATCHES):  # what is ready, or being made, took no time of its own
+    for _ in range(SETTLING_BATCHES):  # they were read before the clock starts
       next(batches)
     start = time.perf_counter()
     for _ in range(TIMED_BATCHES):
@@ -137,7 +137,7 @@ def _one_core() -> Iterator[None]:
 
 
 def time_loop(short: ConfigDict, scratch: Path) -> dict[str, Any]:
-  """Trains for a few batches as anyone would, and reads what the loop says of itself."""
+  """Trains for a few batches, and reads speed and shares of time from the log."""
   logger.info("Training for %d batches.", short.train.max_steps)
   train(short, scratch / "run")
   # The first line has the compilation in it.

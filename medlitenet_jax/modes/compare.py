@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("hd95",)
 SHOWN_CASES = 8
-# Of a protocol: what must be equal for a difference to be the networks' alone.
+# Fields of a protocol that must be equal for scores to differ by the networks alone.
 PROTOCOL = (
   *("split", "split_hash", "scored_at", "threshold", "threshold_chosen_on", "hysteresis_low"),
   *("postprocessing", "test_time_augmentation", "network_size", "precision"),
@@ -146,7 +146,7 @@ def read_evaluations(inputs: Sequence[Path]) -> list[Evaluation]:
     if cases.keys() != other.cases.keys() or digest != other.summary["protocol"]["split_hash"]:
       raise InputError(
         f"{folder}: is of other cases than {other.folder}; only evaluations of the same cases "
-        "compare"
+        "can be compared"
       )
   return evaluations
 

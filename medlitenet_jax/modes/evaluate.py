@@ -171,7 +171,7 @@ def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str
     if count and len(networks) > 1:
       raise InputError(
         f"config.eval.split={split}: the members of the ensemble were {use} {count} of its "
-        f"{len(scored)} cases, so its scores would say nothing; choose another split"
+        f"{len(scored)} cases, so its scores would mean nothing; choose another split"
       )
     if count:
       logger.warning(

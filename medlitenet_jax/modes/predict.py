@@ -54,7 +54,8 @@ class Photograph:
     index: place in its source.
     case_id: its name without ending.
     path: of its file.
-    image: [H, W, 3] uint8, as large as whoever holds it needs; black where it cannot be read.
+    image: [H, W, 3] uint8 as read; `predict_cases` replaces it by one of the network's size. One
+      black pixel where it cannot be read.
     view: the same with the longer side at most `VIEW_SIDE`, for the overlay.
     height: of the photograph itself, in pixels.
     width: of the photograph itself, in pixels.
@@ -74,10 +75,10 @@ class Photograph:
 
 
 class PhotographSource:
-  """Photographs from files; one that is broken comes with the reason in place of its pixels."""
+  """Photographs in files; one that cannot be read has the reason in `error`."""
 
   def __init__(self, paths: Sequence[Path]):
-    """Takes the files as they are found; each is read when it is asked for."""
+    """Keeps the paths; a file is read when it is indexed."""
     self._paths = paths
 
   def __len__(self) -> int:
@@ -110,7 +111,7 @@ def _refuse_long_name(path: Path) -> None:
 
 
 def find_photographs(inputs: Sequence[Path]) -> list[Path]:
-  """Lists the photographs that files and folders hold; what is no image is named in the log.
+  """Lists the photographs that files and folders hold, and names other files in the log.
 
   Args:
     inputs: image files, or folders of them.
@@ -147,8 +148,8 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
   folded = collections.Counter(name.casefold() for name in found)
   if alike := sum(count for count in folded.values() if count > 1):
     logger.warning(
-      "%d photographs have names that differ in case only; some systems take the results of such "
-      "for one file",
+      "%d photographs have names that differ in case only; some file systems keep only one of "
+      "two such files",
       alike,
     )
   return list(found.values())
@@ -280,7 +281,7 @@ def _settings(
 
 
 def _files_of(case_id: str, output: Path) -> dict[str, Path]:
-  """Where the pictures of a photograph stand, by the name of their folder."""
+  """Paths of the pictures of a photograph, by the name of their folder."""
   names = {"masks": f"{case_id}{MASK_SUFFIX}.png"}
   return {
     folder: output / folder / names.get(folder, f"{case_id}.png")
@@ -293,7 +294,7 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   for path in _files_of("any", output).values():
     path.parent.mkdir(exist_ok=True)
   rows = tables.read_csv(output / MEASUREMENTS_FILE)
-  if rows:  # without a last one that was cut off
+  if rows:  # the reader drops a last line that was cut off
     tables.write_csv(output / MEASUREMENTS_FILE, rows)
   else:
     (output / MEASUREMENTS_FILE).unlink(missing_ok=True)
@@ -304,8 +305,8 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
     done = {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
     raise InputError(
-      f"{output / MEASUREMENTS_FILE}: not as this version of predict writes it ({error}); restore "
-      "it, or choose another --output"
+      f"{output / MEASUREMENTS_FILE}: not as predict writes it ({error}); restore it, or choose "
+      "another --output"
     ) from error
   failed = tables.read_csv(output / FAILED_FILE)
   if any(row.keys() != {"photograph", "reason"} for row in failed):
@@ -319,7 +320,7 @@ def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) ->
     return False
   try:
     content = read_content(path)
-  except InputError:  # no longer readable: it is asked for again, and fails as any other
+  except InputError:  # no longer readable: it is tried again, and listed as failed
     return False
   if row["photograph"] != path.name or row["sha256"] != _sha256(content):
     raise InputError(
