@@ -12,6 +12,7 @@ from flax import struct
 from flax.training import dynamic_scale as dynamic_scale_lib
 
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training import optim
 
 
 class TrainState(struct.PyTreeNode):
@@ -25,7 +26,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: running means and variances of BatchNorm, float32; empty for a network without it.
     ema_params: exponential moving average of `params` over updates.
     ema_batch_stats: exponential moving average of `batch_stats`, for the averaged network.
-    opt_state: state of the optimizer, including accumulated gradients.
+    opt_state: of the optimizer, including accumulated gradients; vectors, see `optim.pack`.
     loss_scale: dynamic loss scale in float16; None in the wider dtypes, which need none.
   """
 
@@ -86,7 +87,7 @@ def create_state(
     # Copies: the state is donated to the step, and a buffer cannot be donated twice.
     ema_params=jax.tree.map(jnp.copy, params),
     ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
-    opt_state=tx.init(params),
+    opt_state=tx.init(optim.pack(params)),
     loss_scale=_initial_loss_scale() if precision == "float16" else None,
   )
 

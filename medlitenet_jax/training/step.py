@@ -109,19 +109,41 @@ def _gradient(objective: Callable, state: TrainState):
 
 def _learned(state: TrainState, grads, batch_stats, finite, *, tx, ema_decay) -> dict[str, Any]:
   """The fields of the state that a batch changes; as they were where it is not finite."""
-  with jax.named_scope("optimizer"):
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+
+  def learn(old, grads, batch_stats):
+    updates, opt_state = tx.update(grads, old["opt_state"], old["params"])
+    params = optax.apply_updates(old["params"], updates)
     decay = jnp.where(tx.has_updated(opt_state), ema_decay(opt_state.gradient_step), 1.0)
-    learned = {
+    return {
       "params": params,
       "batch_stats": batch_stats,
-      "ema_params": optim.update_average(state.ema_params, params, decay),
-      "ema_batch_stats": optim.update_average(state.ema_batch_stats, batch_stats, decay),
+      "ema_params": optim.update_average(old["ema_params"], params, decay),
+      "ema_batch_stats": optim.update_average(old["ema_batch_stats"], batch_stats, decay),
       "opt_state": opt_state,
     }
-    before = {name: getattr(state, name) for name in learned}
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, before)
+
+  def branch(finite, old, *new):
+    return jax.lax.cond(finite, learn, lambda old, *_: old, old, *new)
+
+  def select(finite, old, *new):
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), learn(old, *new), old)
+
+  with jax.named_scope("optimizer"):
+    old = {
+      "params": optim.pack(state.params),
+      "batch_stats": state.batch_stats,
+      "ema_params": optim.pack(state.ema_params),
+      "ema_batch_stats": state.ema_batch_stats,
+      "opt_state": state.opt_state,
+    }
+    # On a CPU a branch keeps XLA from computing the update in pieces, where each parameter is taken
+    # out of the vectors. A GPU would have to wait for the condition.
+    learned = jax.lax.platform_dependent(
+      finite, old, optim.pack(grads), batch_stats, cpu=branch, default=select
+    )
+    for name in ("params", "ema_params"):
+      learned[name] = optim.unpack(learned[name], state.params)
+    return learned
 
 
 def _mean_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Schedule, decay, clipping, accumulation and the average, each by itself."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,3 +164,35 @@ def test_average_moves_by_its_formula():
   )
   still = optim.update_average(average, current, 1.0)
   jax.tree.map(np.testing.assert_array_equal, still, average)
+
+
+def test_packed_parameters_come_back_and_kernels_are_told_apart():
+  params = create_params()
+  vectors = optim.pack(params)
+  assert set(vectors) == {"kernel", "rest"}
+  decays = optim.kernel_mask(params)
+  sizes = {
+    name: sum(
+      leaf.size
+      for leaf, decay in zip(jax.tree.leaves(params), jax.tree.leaves(decays), strict=True)
+      if decay == (name == "kernel")
+    )
+    for name in vectors
+  }
+  assert {name: vector.shape for name, vector in vectors.items()} == {
+    name: (size,) for name, size in sizes.items()
+  }
+  assert optim.kernel_mask(vectors) == {"kernel": True, "rest": False}
+  jax.tree.map(np.testing.assert_array_equal, optim.unpack(vectors, params), params)
+
+
+def test_an_update_of_vectors_is_that_of_the_parameters():
+  params = create_params()
+  grads = jax.tree.map(lambda p: 0.3 * p + 0.1, params)
+  tx = create_optimizer(weight_decay=0.5)
+  expected, _ = tx.update(grads, tx.init(params), params)
+  vectors = optim.pack(params)
+  updates, _ = tx.update(optim.pack(grads), tx.init(vectors), vectors)
+  found = optim.unpack(updates, params)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(close, found, expected)
