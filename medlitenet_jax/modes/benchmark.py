@@ -235,8 +235,9 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
         # The same program, called once for each view.
         predict = create_predict([Network(probs, size)], "six")
         call = functools.partial(predict, {size: image})
-        six = Cost(*(6 * value for value in cost))
-        yield Task("six views", size, batch, form, call, cost=six, **facts)
+        six_cost = Cost(*(6 * value for value in cost))
+        six = Task("six views", size, batch, form, call, cost=six_cost, **facts)
+    yield six
 
 
 def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:

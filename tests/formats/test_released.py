@@ -53,7 +53,9 @@ def test_the_card_says_how_large_it_is_how_good_and_by_which_recipe(name):
   named = importlib.import_module(f"configs.{recipe}").get_config()
   named.model.variant = name
   changed = differences(resolve(named, "cpu"), weights.config)
-  assert changed.keys() <= {"train.epochs", "train.start_from", "loss.boundary_weight"}, changed
+  # A field that is newer than the file is None there.
+  changed = {field for field, (_, saved) in changed.items() if saved is not None}
+  assert changed <= {"train.epochs", "train.start_from", "loss.bce.boundary_weight"}, changed
 
 
 @pytest.mark.parametrize("name", NAMES)

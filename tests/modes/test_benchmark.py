@@ -1,6 +1,7 @@
 """How calls are timed, and the whole mode on a reduced network whose times mean nothing."""
 
 import contextlib
+import dataclasses
 import io
 import json
 from typing import NamedTuple
@@ -8,11 +9,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
-from small_runs import contents, resolved
+from small_runs import contents, network_of, resolved
 
 from medlitenet_jax.models import registry
 from medlitenet_jax.models.layers import Norm, Pointwise
-from medlitenet_jax.models.medlitenet.network import VARIANTS, MedLiteNet
+from medlitenet_jax.models.medlitenet.network import MedLiteNet
 from medlitenet_jax.modes import benchmark, benchmark_loop
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.speed.timing import time_interleaved
@@ -56,7 +57,7 @@ class Tiny(MedLiteNet):
     common = {"form": self.form, "dtype": self.dtype}
     x = Pointwise(8, use_bias=False, name="aspp", **common)(image)
     x = Norm(name="aspp_norm")(x, train=train)
-    return Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
+    return {"mask": Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)}
 
 
 class Measured(NamedTuple):
@@ -72,14 +73,15 @@ def measured(tmp_path_factory):
   workdir, output = (tmp_path_factory.mktemp(name) for name in ("run", "benchmark"))
   fields = {"benchmark__image_sizes": (64, 96), "benchmark__rounds": 1, "eval__tta": "six"}
   config = resolved(**fields)
+  entry = dataclasses.replace(registry.NETWORKS["medlitenet"], module=Tiny)
   with pytest.MonkeyPatch.context() as patch, io.StringIO() as out:
-    patch.setitem(registry.MODELS, "medlitenet", (Tiny, VARIANTS))
+    patch.setitem(registry.NETWORKS, "medlitenet", entry)
     patch.setattr(benchmark_loop, "PHOTOGRAPHS", {"train": 6, "val": 2})
     patch.setattr(benchmark_loop, "PHOTOGRAPH_SIZE", 80)
     train(config, workdir)
     before = contents(workdir)
     with contextlib.redirect_stdout(out):
-      benchmark.benchmark(config, output, (config, workdir))
+      benchmark.benchmark(config, output, (config, [network_of(workdir, config)]))
     printed = out.getvalue()
   figures = json.loads((output / "benchmark.json").read_text())
   return Measured(figures, printed, before, contents(workdir))

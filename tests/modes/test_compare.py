@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy import stats
-from small_runs import compiled_as_by_launch, copy_of_run, launch, small_config
+from small_runs import compiled_as_by_launch, copy_of_run, launch, network_of, small_config
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import for_evaluation
@@ -27,7 +27,12 @@ def runs(tmp_path_factory):
     overrides = {"eval.threshold": threshold}
     config = for_evaluation(config_lib.load(folder), overrides, "cpu", small_config())
     with compiled_as_by_launch():
-      evaluate(config, folder, f"python launch.py --config.eval.threshold={threshold}")
+      evaluate(
+        config,
+        [network_of(folder, config)],
+        folder,
+        f"python launch.py --config.eval.threshold={threshold}",
+      )
     folders.append(folder)
   return folders
 

@@ -13,6 +13,7 @@ from small_runs import (
   compiled_as_by_launch,
   copy_of_run,
   launch,
+  network_of,
   resolved,
   small_config,
   write_case,
@@ -23,6 +24,7 @@ from small_runs import (
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import for_evaluation
 from medlitenet_jax.data.cases import split_hash
+from medlitenet_jax.inference.members import open_members
 from medlitenet_jax.modes.evaluate import evaluate
 from medlitenet_jax.system.errors import InputError
 
@@ -175,8 +177,10 @@ def test_uncertainty_is_drawn_for_every_case(evaluated, tmp_path):
 def test_members_that_have_seen_a_case_are_refused(tmp_path):
   members = (str(copy_of_run(tmp_path)),) * 2
   config = resolved(ensemble__members=members, eval__split="val")
+  workdir = tmp_path / "ensemble"
+  networks = open_members(config, workdir)
   with pytest.raises(InputError, match="selected by 3 of its 3 cases"):
-    evaluate(config, tmp_path / "ensemble", "a test")
+    evaluate(config, networks, workdir, "a test")
   assert not (tmp_path / "ensemble" / "eval").exists()
 
 
@@ -222,7 +226,7 @@ def test_todays_recipe_does_not_matter(evaluated, photographs, tmp_path):
     "def get_config():\n"
     "  config = base.get_config()\n"
     f"  for name, value in {MODEL!r}.items():\n"
-    "    config.model[name] = value\n"
+    "    config.model.medlitenet[name] = value\n"
     "  config.train.image_sizes = (160,)\n"
     "  config.eval.threshold = 0.9\n"
     "  config.eval.batch_size = 3\n"
@@ -246,7 +250,7 @@ def run_in_process(workdir, **overrides):
   settings = {name.replace("__", "."): value for name, value in overrides.items()}
   with compiled_as_by_launch():
     config = for_evaluation(config_lib.load(workdir), settings, "cpu", small_config())
-    return evaluate(config, workdir, "a test")
+    return evaluate(config, [network_of(workdir, config)], workdir, "a test")
 
 
 def test_other_split_and_limit_leave_the_first_results_alone(evaluated):
@@ -275,7 +279,7 @@ def test_evaluation_gives_the_scores_that_training_selected_by(tmp_path):
 def test_evaluation_without_a_checkpoint_changes_nothing(tmp_path):
   config_lib.save(resolved(), tmp_path)
   with pytest.raises(InputError, match="no checkpoint"):
-    evaluate(config_lib.load(tmp_path), tmp_path, "a test")
+    network_of(tmp_path, config_lib.load(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
