@@ -50,7 +50,7 @@ _mm_per_pixel = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
 )
 _force = flags.DEFINE_bool(
-  "force", False, "Train goes on with the changed fields of a recipe where that is merely odd."
+  "force", False, "Train continues a run with changed fields that only this flag lets change."
 )
 _distributed = flags.DEFINE_boolean(
   "distributed",
