@@ -322,7 +322,11 @@ def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) ->
 
 
 def for_evaluation(
-  saved: ConfigDict, overrides: Mapping[str, Any], platform: str, recipe: ConfigDict
+  saved: ConfigDict,
+  overrides: Mapping[str, Any],
+  platform: str,
+  recipe: ConfigDict,
+  described: object = "the trained network",
 ) -> ConfigDict:
   """The configuration for evaluating a workdir's network.
 
@@ -332,6 +336,7 @@ def for_evaluation(
     platform: see `resolve`.
     recipe: supplies fields that did not exist when the network was trained, except preprocessing,
       which is off if it did not exist. The number of threads is resolved again.
+    described: where `saved` comes from, for a message.
 
   Returns:
     `saved` with the overrides; locked.
@@ -355,8 +360,8 @@ def for_evaluation(
     return _resolved(ConfigDict(_lists_to_tuples(config.to_dict())), platform)
   except (KeyError, AttributeError, TypeError) as error:
     raise InputError(
-      f"the configuration of the trained network lacks a field ({str(error).splitlines()[0]}); it "
-      "was made by another version of this project, so use that version"
+      f"{described}: the configuration lacks a field ({str(error).splitlines()[0]}); another "
+      "version of this project made it, so use that version"
     ) from error
 
 

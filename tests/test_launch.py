@@ -344,16 +344,19 @@ def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
   assert str(finished_run()) in done.stdout
 
 
-def test_scores_of_weights_go_where_predict_looks_for_their_threshold():
+def test_scores_of_weights_go_where_predict_looks_for_their_threshold(tmp_path):
   done = launch("--mode=predict", "--input=x.png", "--config.eval.threshold=0")
   assert done.returncode == 2 and "x.png: no such file" in done.stderr
   patch = (
     "from medlitenet_jax.modes import evaluate, predict\n"
-    "evaluate.evaluate = lambda config, workdir, *_: print('at', workdir)\n"
-    "predict.predict = lambda config, workdir, *_: print('at', workdir)\n"
+    "evaluate.evaluate = lambda config, networks, workdir, *_: print('at', workdir)\n"
+    "predict.read_threshold = lambda networks, config, workdir: print('at', workdir) or 0.5\n"
+    "predict.predict = lambda *_: None\n"
   )
+  write_case(tmp_path, "x")
+  photograph = f"--input={tmp_path / 'images' / 'x.png'}"
   scored = launch("--mode=evaluate", "--weights=base", patch=patch)
-  outlined = launch("--mode=predict", "--input=x.png", patch=patch)
+  outlined = launch("--mode=predict", photograph, "--config.eval.threshold=0", patch=patch)
   place = f"at {ROOT / 'runs' / 'base-weights'}\n"
   assert scored.stdout.endswith(place) and outlined.stdout.endswith(place)
 

@@ -80,7 +80,8 @@ def _open(call: Call) -> tuple[ConfigDict, Trained | None]:
 
 
 def _for_evaluation(call: Call, place: Path, saved: ConfigDict, platform: str) -> ConfigDict:
+  described = place / config_lib.CONFIG_FILE if place.is_dir() else place
   if call.recipe_named:
     asked = config_lib.resolve(call.recipe, platform)
     config_lib.refuse_other_network(place, saved, asked)
-  return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe)
+  return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe, described)

@@ -160,17 +160,18 @@ def main(call: Call) -> None:
   begin(call, call.output, weights=True, inputs=True)
   if call.mm_per_pixel is not None and not 0 < call.mm_per_pixel < float("inf"):
     raise InputError(f"--mm_per_pixel is {call.mm_per_pixel!r}; it takes a number above 0")
+  paths = find_photographs(call.inputs)
   config, networks = open_networks(call)
   threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
   rule = mask_rule(config.eval, threshold)
-  predict(config, networks, rule, call.inputs, call.output, call.mm_per_pixel)
+  predict(config, networks, rule, paths, call.output, call.mm_per_pixel)
 
 
 def predict(
   config: ConfigDict,
   networks: Sequence[Network],
   rule: MaskRule,
-  inputs: Sequence[Path],
+  paths: Sequence[Path],
   output: Path,
   mm_per_pixel: float | None = None,
 ) -> None:
@@ -180,7 +181,7 @@ def predict(
     config: resolved; `eval`, `data` and `preprocess` are used.
     networks: one, or the members of an ensemble with weights of sum 1.
     rule: makes the masks.
-    inputs: image files and folders of them.
+    paths: of the photographs, as `find_photographs` gives them.
     output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
@@ -190,7 +191,6 @@ def predict(
     InputError: if nothing can be predicted, if `output` was made with other settings or another
       process writes to it, and, once all others are done, if a photograph could not be read.
   """
-  paths = find_photographs(inputs)
   settings = _settings(config, networks, rule, mm_per_pixel)
   notes = {"runs": [network.origin["run"] for network in networks]}
   claim_folder(output, SETTINGS_FILE, settings, "--output")
