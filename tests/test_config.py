@@ -454,7 +454,10 @@ UNPACKED = {
   "medlitenet": ("self", ("models/medlitenet/network.py",)),
   "preprocess": ("self", ("data/images/preprocess.py",)),
 }
-ALIASES = {"optimizer": "optim"}  # a group under another name in a function that is given it
+ALIASES = {
+  "optimizer": "optim",
+  "evaluation": "eval",
+}  # a group under another name in a function that is given it
 
 
 def fields_read(path):

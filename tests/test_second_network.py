@@ -148,8 +148,11 @@ def test_it_is_described_and_timed():
 @pytest.mark.parametrize(
   ("fields", "says"),
   [
-    ({"train.image_sizes": "(48,64)"}, "config.train.image_sizes: the network takes sides of 48"),
-    ({"model.remat": True}, "config.model.remat: guest cannot"),
+    (
+      {"train.image_sizes": "(48,64)"},
+      "config.train.image_sizes: the network takes only sides of 48",
+    ),
+    ({"model.remat": True}, "config.model.remat: guest does not support"),
     ({"loss.edge.width": -1}, "config.loss.edge.width takes"),
   ],
 )

@@ -42,7 +42,7 @@ original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
   if step == 5:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6144, 6144))
 log.MetricsLog.write = write
 """
 )

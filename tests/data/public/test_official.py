@@ -25,6 +25,8 @@ from medlitenet_jax.data.public.official import (
 )
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
+from medlitenet_jax.inference.networks import create_network
+from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.modes import compare, evaluate
 from medlitenet_jax.system.errors import InputError
 
@@ -181,7 +183,8 @@ def test_scores_and_pictures_are_at_the_size_of_the_native_masks(isic2018, tmp_p
     )
   config = config_lib.for_evaluation(config_lib.load(workdir), overrides, "cpu", small_config())
   with compiled_as_by_launch():
-    summary = evaluate.evaluate(config, workdir, "python launch.py")
+    networks = [create_network(open_trained(workdir), config)]
+    summary = evaluate.evaluate(config, networks, workdir, "python launch.py")
   assert summary["cases"] == 3 and len(drawn) > 3
   for case in drawn:
     assert case.image.shape[:2] == case.truth.shape == case.prediction.shape == (60, 80)
