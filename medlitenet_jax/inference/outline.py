@@ -32,7 +32,7 @@ class Outline(NamedTuple):
   disagreement: np.ndarray
   entropy: np.ndarray
   confidence: float
-  measurements: dict[str, float | int | None]
+  measurements: dict[str, float | int | str | None]
 
 
 def mask_rule(evaluation: ConfigDict, threshold: float) -> MaskRule:

@@ -34,6 +34,7 @@ from medlitenet_jax.modes.call import Call, begin
 from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.outlines import PREDICTION_COLOR, outlined
 from medlitenet_jax.scores.masks import MaskRule
+from medlitenet_jax.scores.review import review_list
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
@@ -301,6 +302,7 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   try:
     for row in rows:
       float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"])
+      int(row["regions"]), float(row["frame_share"])
       row["photograph"], row["sha256"]
     done = {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
@@ -374,23 +376,7 @@ def _finish(
 ) -> None:
   """Sorts the table of measurements, and lists what a person should look at and what failed."""
   rows = [done[case_id] for case_id in sorted(done)]
-  review = []
-  for row in sorted(rows, key=lambda row: float(row["confidence"])):
-    reasons = []
-    if not float(row["area_px"]):
-      reasons.append("no lesion found")
-    elif float(row["confidence"]) < review_below:
-      reasons.append(f"confidence under {review_below:g}")
-    if int(row["touches_frame"]):
-      reasons.append("lesion reaches the frame, so measurements are of its visible part")
-    if reasons:
-      review.append(
-        {
-          "case_id": row["case_id"],
-          "confidence": row["confidence"],
-          "reasons": "; ".join(reasons),
-        }
-      )
+  review = review_list(rows, review_below)
   if rows:
     tables.write_csv(output / MEASUREMENTS_FILE, rows)
   tables.write_csv(output / REVIEW_FILE, review, ("case_id", "confidence", "reasons"))

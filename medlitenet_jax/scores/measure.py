@@ -5,6 +5,7 @@ that a mask of 12000x9000 pixels needs only a few hundred megabytes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ OUTWARDS = 2 * 2**0.5
 
 def measure_lesion(
   mask: np.ndarray, mm_per_pixel: float | None = None
-) -> dict[str, float | int | None]:
+) -> dict[str, float | int | str | None]:
   """Measures a lesion.
 
   Args:
@@ -40,8 +41,11 @@ def measure_lesion(
     (compactness; Golston et al. 1992), sometimes slightly under 1 for a few pixels;
     `area_fraction`, of the photograph;
     `regions`, connected by eight neighbours;
+    `region_diameters_px`: the largest diameter of each region, largest first, as text separated by
+    spaces, so that two lesions in one photograph can be told from one;
     `touches_frame`: 1 if the lesion touches the frame and may continue outside it, else 0. If 1,
-    area and diameters are lower bounds and the frame counts as outline.
+    area and diameters are lower bounds and the frame counts as outline;
+    `frame_share`: length of frame that the lesion covers, over the perimeter.
     With `mm_per_pixel` also `area_mm2`, `perimeter_mm`, `largest_diameter_mm` and
     `smallest_diameter_mm`. Without a lesion, asymmetry and irregularity are None, the rest 0.
 
@@ -49,37 +53,54 @@ def measure_lesion(
     ValueError: if mask is not [H, W] uint8 of 0 and 1 or mm_per_pixel is not above 0.
   """
   _check_arguments(mask, mm_per_pixel)
-  area, regions = cv2.countNonZero(mask), 0
-  length = largest = smallest = 0.0
-  asymmetry = irregularity = None
-  if area:
-    x, y, width, height = cv2.boundingRect(mask)
-    lesion = mask[y : y + height, x : x + width]
-    contours, tree = cv2.findContours(lesion, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    # The last column is the parent: the region that a hole lies in, or negative for a region.
-    regions = int(np.count_nonzero(tree[0, :, 3] < 0))
-    length = outline_length(contours, holes=len(contours) - regions)
-    largest, smallest = feret_diameters(np.concatenate(contours)[:, 0])
-    asymmetry = fold_asymmetry(lesion)
-    irregularity = length**2 / (4 * np.pi * area)
-  frame = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-  row: dict[str, float | int | None] = {
+  area = cv2.countNonZero(mask)
+  shape = _shape(mask) if area else _NO_SHAPE
+  length = shape["perimeter_px"]
+  on_frame = sum(map(cv2.countNonZero, (mask[0], mask[-1], mask[:, 0], mask[:, -1])))
+  row: dict[str, float | int | str | None] = {
     "area_px": area,
-    "perimeter_px": length,
-    "largest_diameter_px": largest,
-    "smallest_diameter_px": smallest,
-    "asymmetry": asymmetry,
-    "border_irregularity": irregularity,
+    **{name: shape[name] for name in ("perimeter_px", "largest_diameter_px")},
+    **{name: shape[name] for name in ("smallest_diameter_px", "asymmetry")},
+    "border_irregularity": length**2 / (4 * np.pi * area) if area else None,
     "area_fraction": area / mask.size,
-    "regions": regions,
-    "touches_frame": int(any(side.any() for side in frame)),
+    **{name: shape[name] for name in ("regions", "region_diameters_px")},
+    "touches_frame": int(on_frame > 0),
+    "frame_share": min(1.0, on_frame / length) if area else 0.0,
   }
   if mm_per_pixel is not None:
     row["area_mm2"] = area * mm_per_pixel**2
-    row["perimeter_mm"] = length * mm_per_pixel
-    row["largest_diameter_mm"] = largest * mm_per_pixel
-    row["smallest_diameter_mm"] = smallest * mm_per_pixel
+    for name in ("perimeter", "largest_diameter", "smallest_diameter"):
+      row[f"{name}_mm"] = shape[f"{name}_px"] * mm_per_pixel
   return row
+
+
+_NO_SHAPE: dict[str, Any] = {
+  "perimeter_px": 0.0,
+  "largest_diameter_px": 0.0,
+  "smallest_diameter_px": 0.0,
+  "asymmetry": None,
+  "regions": 0,
+  "region_diameters_px": "",
+}
+
+
+def _shape(mask: np.ndarray) -> dict[str, Any]:
+  """What `measure_lesion` computes from the outlines of a mask that is not empty."""
+  x, y, width, height = cv2.boundingRect(mask)
+  lesion = mask[y : y + height, x : x + width]
+  contours, tree = cv2.findContours(lesion, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+  # The last column is the parent: the region that a hole lies in, or negative for a region.
+  outer = [points[:, 0] for points, of in zip(contours, tree[0], strict=True) if of[3] < 0]
+  largest, smallest = feret_diameters(np.concatenate(contours)[:, 0])
+  apart = sorted((feret_diameters(points)[0] for points in outer), reverse=True)
+  return {
+    "perimeter_px": outline_length(contours, holes=len(contours) - len(outer)),
+    "largest_diameter_px": largest,
+    "smallest_diameter_px": smallest,
+    "asymmetry": fold_asymmetry(lesion),
+    "regions": len(outer),
+    "region_diameters_px": " ".join(f"{diameter:.1f}" for diameter in apart),
+  }
 
 
 def _check_arguments(mask: np.ndarray, mm_per_pixel: float | None) -> None:

@@ -15,7 +15,9 @@ NAMES = (
   "border_irregularity",
   "area_fraction",
   "regions",
+  "region_diameters_px",
   "touches_frame",
+  "frame_share",
 )
 NAMES_MM = ("area_mm2", "perimeter_mm", "largest_diameter_mm", "smallest_diameter_mm")
 
@@ -115,8 +117,8 @@ def folded(mask):
 def assert_same(row, expected, rel=1e-9, asymmetry=1e-3):
   assert list(row) == list(expected)
   for name, value in expected.items():
-    if value is None:
-      assert row[name] is None, name
+    if value is None or isinstance(value, str):
+      assert row[name] == value, name
     elif name == "asymmetry":
       assert row[name] == pytest.approx(value, abs=asymmetry)
     else:
@@ -303,11 +305,12 @@ def test_millimetres_are_pixels_times_their_side():
     assert measured[f"{name}_mm"] == pytest.approx(row[f"{name}_px"] / 20)
 
 
-def test_every_value_is_a_python_number():
+def test_every_value_is_a_python_number_or_text():
   for mask in (ellipse(40, 20, 30), np.zeros((9, 9), np.uint8)):
     for name, value in measure_lesion(mask, 1.0).items():
       whole = name in ("area_px", "regions", "touches_frame")
-      kinds = (int,) if whole else (float, type(None))
+      text = name == "region_diameters_px"
+      kinds = (int,) if whole else (str,) if text else (float, type(None))
       assert type(value) in kinds, name
 
 
@@ -315,6 +318,7 @@ def test_no_lesion():
   row = measure_lesion(np.zeros((30, 40), np.uint8), 0.1)
   assert tuple(row) == NAMES + NAMES_MM
   assert row.pop("asymmetry") is None and row.pop("border_irregularity") is None
+  assert row.pop("region_diameters_px") == ""
   assert set(row.values()) == {0}
 
 
@@ -330,7 +334,9 @@ def test_one_pixel():
     "border_irregularity": 2 / np.pi,
     "area_fraction": 1 / 1200,
     "regions": 1,
+    "region_diameters_px": "1.4",
     "touches_frame": 0,
+    "frame_share": 0,
   }
   assert_same(measure_lesion(mask), expected, asymmetry=0)
 
@@ -340,7 +346,7 @@ def test_a_full_frame():
   assert row["perimeter_px"] == pytest.approx(1400, rel=0.03)
   assert row["largest_diameter_px"] == 500 and row["smallest_diameter_px"] == 300
   assert row["asymmetry"] == 0 and row["area_fraction"] == 1
-  assert row["regions"] == row["touches_frame"] == 1
+  assert row["regions"] == row["touches_frame"] == row["frame_share"] == 1
 
 
 def test_a_line():
@@ -350,6 +356,21 @@ def test_a_line():
   assert row["area_px"] == 24 and row["smallest_diameter_px"] == 1 and row["asymmetry"] == 0
   assert row["largest_diameter_px"] == pytest.approx((24**2 + 1) ** 0.5)
   assert row["perimeter_px"] == pytest.approx(50, rel=0.05)
+
+
+def test_each_region_has_a_diameter_of_its_own():
+  mask = np.hstack([np.pad(disc(20), 30), np.pad(disc(45), 5)])
+  mask[10, 10] = 1
+  row = measure_lesion(mask)
+  apart = [float(diameter) for diameter in row["region_diameters_px"].split()]
+  assert apart == pytest.approx([90, 40, 1.4], abs=1.6) and row["regions"] == 3
+  assert row["largest_diameter_px"] > 100
+
+
+def test_the_share_of_the_outline_on_the_frame():
+  half = disc(40)[:, disc(40).shape[1] // 2 :]
+  assert measure_lesion(half)["frame_share"] == pytest.approx(80 / (80 + 40 * np.pi), rel=0.03)
+  assert measure_lesion(np.pad(half, 1))["frame_share"] == 0
 
 
 def test_two_regions_are_one_lesion():
