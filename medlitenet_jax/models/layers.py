@@ -4,7 +4,9 @@ All modules take and return [B, H, W, C] arrays in the compute dtype, `dtype`. P
 float32, and BatchNorm computes its statistics in float32 whatever the compute dtype.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -16,6 +18,39 @@ from medlitenet_jax.models import ops
 
 # SiLU, like ReLU, halves the variance; the factor 2 compensates for it (He et al., 2015).
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+_only_shapes = contextvars.ContextVar("_only_shapes", default=False)
+
+
+@contextlib.contextmanager
+def only_shapes() -> Iterator[None]:
+  """Has `parameter` initialise with zeros, for a trace that asks for shapes: they trace fastest."""
+  token = _only_shapes.set(True)
+  try:
+    yield
+  finally:
+    _only_shapes.reset(token)
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+  """A parameter of a module, as `module.param` gives it, but sooner.
+
+  Where the parameter exists Flax traces its initialiser all the same, to compare shapes. That takes
+  half of the time of tracing a network. Whoever loads parameters compares their shapes.
+
+  Args:
+    module: in its `__call__`.
+    name: of the parameter.
+    init: initialiser.
+    shape: of the parameter.
+
+  Returns:
+    The parameter, float32.
+  """
+  if module.has_variable("params", name):
+    return module.get_variable("params", name)
+  return module.param(name, nn.initializers.zeros_init() if _only_shapes.get() else init, shape)
 
 
 class Pointwise(nn.Module):
@@ -43,13 +78,13 @@ class Pointwise(nn.Module):
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, H, W, features]."""
     chex.assert_rank(x, 4)
-    kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
+    kernel = parameter(self, "kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     y = ops.pointwise_conv(x, kernel, self.form, self.result_dtype)
     if not self.use_bias:
       return y
     # Added in float32: the bias's gradient is a sum over all pixels, far off in half precision.
-    bias = self.param("bias", self.bias_init, (self.features,))
+    bias = parameter(self, "bias", self.bias_init, (self.features,))
     return (y + bias).astype(self.result_dtype or self.dtype)
 
 
@@ -68,8 +103,8 @@ class Linear(nn.Module):
   def __call__(self, x):
     """Maps [..., C] to [..., features]."""
     shape = (x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+    bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
     return (jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)) + bias).astype(self.dtype)
 
 
@@ -99,7 +134,7 @@ class Depthwise(nn.Module):
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
     chex.assert_rank(x, 4)
-    kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
+    kernel = parameter(self, "kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     return ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
 
@@ -122,7 +157,7 @@ class Stem(nn.Module):
     """Maps [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), features]."""
     chex.assert_rank(x, 4)
     shape = (3, 3, x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
     return ops.downsampling_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.form)
 
 
@@ -150,11 +185,11 @@ class Norm(nn.Module):
     """
     chex.assert_rank(x, 4)
     shape = (x.shape[-1],)
-    bias = self.param("bias", nn.initializers.zeros_init(), shape)
+    bias = parameter(self, "bias", nn.initializers.zeros_init(), shape)
     if not self.is_initializing() and not self.has_variable("batch_stats", "mean"):
       y = x.astype(jnp.float32) + bias
       return (nn.silu(y) if self.activate else y).astype(x.dtype)
-    scale = self.param("scale", nn.initializers.ones_init(), shape)
+    scale = parameter(self, "scale", nn.initializers.ones_init(), shape)
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     variance = self.variable("batch_stats", "var", jnp.ones, shape)
     if train:

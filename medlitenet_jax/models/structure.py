@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models.fold import Fold
-from medlitenet_jax.models.layers import Norm
+from medlitenet_jax.models.layers import Norm, only_shapes
 
 
 class Structure(NamedTuple):
@@ -45,6 +45,6 @@ def inspect_model(model: nn.Module, image_size: int) -> Structure:
     return next_call(*args, **kwargs)
 
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  with nn.intercept_methods(note):
+  with nn.intercept_methods(note), only_shapes():
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
   return Structure({"batch_stats": {}, **shapes}, tuple(folds.values()))

@@ -161,8 +161,8 @@ def main(call: Call) -> None:
   begin(call, call.output, weights=True, inputs=True)
   if call.mm_per_pixel is not None and not 0 < call.mm_per_pixel < float("inf"):
     raise InputError(f"--mm_per_pixel is {call.mm_per_pixel!r}; it takes a number above 0")
-  paths = find_photographs(call.inputs)
   config, networks = open_networks(call)
+  paths = find_photographs(call.inputs)
   threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
   rule = mask_rule(config.eval, threshold)
   predict(config, networks, rule, paths, call.output, call.mm_per_pixel)

@@ -241,7 +241,10 @@ def photographs(rng, folder):
   config = config_lib.resolve(config, "cpu")
 
   def act():
-    asked = config, [_fake_network()], MaskRule(), [given], output
+    paths = attempt(predict.find_photographs, [given])
+    if paths is None:
+      return
+    asked = config, [_fake_network()], MaskRule(), paths, output
     attempt(predict.predict, *asked)
     if not (output / "failed.csv").exists():
       return

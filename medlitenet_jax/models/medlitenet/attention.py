@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Linear, Pointwise
+from medlitenet_jax.models.layers import Linear, Pointwise, parameter
 
 
 def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
@@ -79,7 +79,7 @@ class BoundaryBiasedAttention(nn.Module):
     # Written out because jax.nn.dot_product_attention does not support float16 on a CPU.
     logits = ops.wide_einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(d // self.heads)
     if boundary is not None:
-      weight = self.param("boundary_weight", nn.initializers.constant(0.5), (self.heads,))
+      weight = parameter(self, "boundary_weight", nn.initializers.constant(0.5), (self.heads,))
       logits += weight[:, None, None] * boundary[:, None, None, :]
     attention = nn.softmax(logits).astype(self.dtype)
     y = ops.wide_einsum("bhnm,bmhd->bnhd", attention, v).astype(self.dtype)
@@ -165,7 +165,7 @@ class CrossScaleMixer(nn.Module):
     if self.cross_scale:
       pooled = average_pool(fine, fine.shape[1] // h)
       scales.append(Pointwise(self.dim, name="project_fine", **common)(pooled))
-    codes = self.param("scale_code", nn.initializers.normal(0.02), (len(scales), self.dim))
+    codes = parameter(self, "scale_code", nn.initializers.normal(0.02), (len(scales), self.dim))
     x = jnp.concatenate(
       [
         (scale.reshape(b, h * w, self.dim) + (positions + code)).astype(self.dtype)
