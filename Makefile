@@ -24,7 +24,7 @@ quickstart: install
 
 # Two processes: most tests keep one core busy. A file stays in one, which shares what it compiled.
 test: install
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 # Kills a hundred runs of the reduced network at random instants, and compares how they end.
 kill: install

@@ -14,6 +14,26 @@ def pytest_configure():
   jax.config.update(*FAST_COMPILATION)
 
 
+# The files that take longest, which the processes of `make test` begin with: one of them at the end
+# would leave the other process without work.
+LONG = (
+  *(
+    "test_launch.py",
+    "test_devices.py",
+    "test_fuzz.py",
+    "test_network.py",
+    "test_second_network.py",
+  ),
+  *("test_kill.py", "test_loop.py", "test_full_disk.py", "test_official.py", "test_evaluate.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Begins with the longest files."""
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture
 def clock(monkeypatch):
   """Seconds, which stand still unless the test moves them by adding to `now`."""

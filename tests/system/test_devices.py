@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from small_runs import launch, scratch, small_arguments
+from small_runs import ROOT, launch, scratch, small_arguments
 
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
@@ -19,7 +19,7 @@ from medlitenet_jax.training.checkpoint import Checkpoints
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 STEPS, KEPT = 20, 15
-# The library's form compiles fastest; that each form can be shared out is tested by itself.
+# A network of a few parameters: that each operation can be shared out is tested by itself.
 FIELDS = {
   "train.max_steps": STEPS,
   "train.batch_size": 8,
@@ -28,20 +28,15 @@ FIELDS = {
   "data.synthetic.num_train": 40,  # an epoch is 5 batches
   "data.synthetic.num_val": 5,
   "eval.batch_size": 5,  # neither shares out equally nor divides the 6 cases of test
-  "model.form": "library",
-  "model.medlitenet.aspp": False,
-  "model.medlitenet.gate_stages": "()",
-  "model.medlitenet.scse": False,
-  "model.medlitenet.cross_scale": False,
-  "model.medlitenet.boundary_bias": False,
+  "model.name": "stub",
 }
-# Narrows the encoder, which runs in a tenth of the time, and sets a run of one process aside as it
-# is after `KEPT` batches.
+# Registers that network, and sets a run of one process aside as it is after `KEPT` batches.
 PATCH = f"""
-import jax
 import shutil
-from medlitenet_jax.models.medlitenet import network
-network.STAGE_DIMS = (8, 8, 16, 16)
+import sys
+import jax
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import stub_network
 from medlitenet_jax.training.checkpoint import Checkpoints
 original = Checkpoints.save
 def save(self, state, batches, scores):
@@ -165,7 +160,7 @@ def test_only_the_first_process_keeps_a_log():
 
 def test_batch_that_devices_cannot_share_is_refused(tmp_path):
   done = launch(
-    *small_arguments(**FIELDS | {"train.batch_size": 12}),
+    *small_arguments(**FIELDS | {"train.batch_size": 12, "model.name": "medlitenet"}),
     f"--workdir={tmp_path / 'run'}",
     XLA_FLAGS=EIGHT,
   )
