@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import warm_start
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = "MEDLITENET_TESTS"  # names the folder to the processes that a call of pytest starts
@@ -145,29 +146,33 @@ def small_arguments(**fields) -> list[str]:
   return arguments(**{**FIELDS, **{name.replace("__", "."): v for name, v in fields.items()}})
 
 
-def launch(*args: str, patch: str = "", timeout: int = 300, **environment: str):
+def launch(*args: str, patch: str = "", timeout: int = 300, anew: bool = False, **environment):
   """Runs `launch.py` as from a shell, in a folder that is not the project's.
 
   Args:
     *args: the command line.
     patch: Python that is executed before it in the same process.
     timeout: in seconds.
-    **environment: further variables.
+    anew: whether Python imports everything in that process, and is not a fork of one that has.
+    **environment: further variables; Python then starts anew, for some are read by imports.
   """
   script = str(ROOT / "launch.py")
-  if patch:
-    patch += f"\nimport runpy; runpy.run_path({script!r}, run_name='__main__')"
-    environment = {"PYTHONPATH": str(ROOT), **environment}
-  process_environment = {
+  usual = {
     **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GLIBC_TUNABLES")},
     "XDG_CACHE_HOME": str(scratch()),
     **{name.upper(): str(value) for name, value in COMPILATION.items()},
-    **environment,
   }
+  if not (anew or environment):
+    return warm_start.run(
+      script, args, patch=patch, folder=scratch(), environment=usual, timeout=timeout
+    )
+  if patch:
+    patch += f"\nimport runpy; runpy.run_path({script!r}, run_name='__main__')"
+    environment = {"PYTHONPATH": str(ROOT), **environment}
   return subprocess.run(
     [sys.executable, *(("-c", patch) if patch else (script,)), *args],
     cwd=scratch(),
-    env=process_environment,
+    env={**usual, **environment},
     capture_output=True,
     text=True,
     timeout=timeout,

@@ -369,7 +369,7 @@ def test_bars_do_not_fill_a_log():
     "  print('interval', tqdm(total=1).mininterval)\n"
     "atexit.register(say)\n"
   )
-  assert "interval 10.0" in launch("--mode=describe", patch=patch).stdout
+  assert "interval 10.0" in launch("--mode=describe", patch=patch, anew=True).stdout
   assert "interval 3.0" in launch("--mode=describe", patch=patch, TQDM_MININTERVAL="3").stdout
 
 
@@ -390,7 +390,7 @@ def test_too_little_memory_of_a_device_is_one_line(tmp_path):
 
 def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_path):
   fields = ("--mode=preview", f"--output={tmp_path}", *small_arguments())
-  done = launch(*fields)
+  done = launch(*fields, anew=True)
   assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1:" in done.stdout or sys.platform != "linux"
   assert f"JAX_COMPILATION_CACHE_DIR={scratch() / 'medlitenet_jax' / 'xla'}" in done.stdout
   done = launch(

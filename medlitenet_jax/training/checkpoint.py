@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.training import optim
 from medlitenet_jax.training.layout import REMOVED, checkpoint_folder, scores_path, whole_steps
 from medlitenet_jax.training.repair import first_line, put_aside, repair_checkpoints
 from medlitenet_jax.training.state import TrainState
@@ -197,7 +198,11 @@ class Checkpoints:
       InputError: if the checkpoint is damaged or holds another network.
     """
     wanted = _replicated(
-      {"ema_params": variables["params"], "ema_batch_stats": variables["batch_stats"]}
+      {
+        "params": variables["params"],  # whose names tell whether the vectors are of this network
+        "ema_params": jax.eval_shape(optim.pack, variables["params"]),
+        "ema_batch_stats": variables["batch_stats"],
+      }
     )
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
@@ -209,7 +214,8 @@ class Checkpoints:
         f"{self._folder / str(step)}: holds another network than config.json describes; bring the "
         "config.json back that it was trained with"
       )
-    return {"params": found["ema_params"], "batch_stats": found["ema_batch_stats"]}
+    params = optim.unpack(found["ema_params"], variables["params"])
+    return {"params": params, "batch_stats": found["ema_batch_stats"]}
 
   def _restore(self, step: int, args: ocp.args.Composite):
     try:

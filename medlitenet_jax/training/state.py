@@ -24,7 +24,7 @@ class TrainState(struct.PyTreeNode):
       finite.
     params: parameters, float32.
     batch_stats: running means and variances of BatchNorm, float32; empty for a network without it.
-    ema_params: exponential moving average of `params` over updates.
+    ema_params: exponential moving average of `params` over updates; vectors, see `optim.pack`.
     ema_batch_stats: exponential moving average of `batch_stats`, for the averaged network.
     opt_state: of the optimizer, including accumulated gradients; vectors, see `optim.pack`.
     loss_scale: dynamic loss scale in float16; None in the wider dtypes, which need none.
@@ -42,7 +42,8 @@ class TrainState(struct.PyTreeNode):
   @property
   def ema_variables(self) -> dict[str, Any]:
     """Variables of the averaged network, as `Module.apply` takes them."""
-    return {"params": self.ema_params, "batch_stats": self.ema_batch_stats}
+    params = optim.unpack(self.ema_params, self.params)
+    return {"params": params, "batch_stats": self.ema_batch_stats}
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
@@ -84,8 +85,8 @@ def create_state(
     skipped=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
+    ema_params=optim.pack(params),
     # Copies: the state is donated to the step, and a buffer cannot be donated twice.
-    ema_params=jax.tree.map(jnp.copy, params),
     ema_batch_stats=jax.tree.map(jnp.copy, batch_stats),
     opt_state=tx.init(optim.pack(params)),
     loss_scale=_initial_loss_scale() if precision == "float16" else None,
@@ -112,8 +113,11 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
       "config.train.start_from: those weights are of another network than config.model describes; "
       "name others, or set config.model to what they were trained with"
     )
-  first, second = (jax.tree.map(jnp.array, given) for _ in range(2))
-  return state.replace(**first, ema_params=second["params"], ema_batch_stats=second["batch_stats"])
+  return state.replace(
+    **jax.tree.map(jnp.array, given),
+    ema_params=optim.pack(given["params"]),
+    ema_batch_stats=jax.tree.map(jnp.array, given["batch_stats"]),
+  )
 
 
 def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:

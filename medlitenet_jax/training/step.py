@@ -132,7 +132,7 @@ def _learned(state: TrainState, grads, batch_stats, finite, *, tx, ema_decay) ->
     old = {
       "params": optim.pack(state.params),
       "batch_stats": state.batch_stats,
-      "ema_params": optim.pack(state.ema_params),
+      "ema_params": state.ema_params,
       "ema_batch_stats": state.ema_batch_stats,
       "opt_state": state.opt_state,
     }
@@ -141,9 +141,7 @@ def _learned(state: TrainState, grads, batch_stats, finite, *, tx, ema_decay) ->
     learned = jax.lax.platform_dependent(
       finite, old, optim.pack(grads), batch_stats, cpu=branch, default=select
     )
-    for name in ("params", "ema_params"):
-      learned[name] = optim.unpack(learned[name], state.params)
-    return learned
+    return {**learned, "params": optim.unpack(learned["params"], state.params)}
 
 
 def _mean_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:

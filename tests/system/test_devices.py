@@ -15,6 +15,7 @@ from small_runs import ROOT, launch, scratch, small_arguments
 
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training import optim
 from medlitenet_jax.training.checkpoint import Checkpoints
 
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -37,6 +38,7 @@ import sys
 import jax
 sys.path.insert(0, {str(ROOT / "tests")!r})
 import stub_network
+from medlitenet_jax.training import optim
 from medlitenet_jax.training.checkpoint import Checkpoints
 original = Checkpoints.save
 def save(self, state, batches, scores):
@@ -125,8 +127,11 @@ def test_run_goes_on_on_another_number_of_devices(before, after, processes, tmp_
 
 def test_checkpoint_of_two_processes_is_one_of_one():
   path = trained(1) / "checkpoints" / str(STEPS) / "state"
-  expected = ocp.StandardCheckpointer().restore(path)
-  like = {"params": expected["ema_params"], "batch_stats": expected["ema_batch_stats"]}
+  saved = ocp.StandardCheckpointer().restore(path)
+  like = {
+    "params": optim.unpack(saved["ema_params"], saved["params"]),
+    "batch_stats": saved["ema_batch_stats"],
+  }
   with contextlib.closing(Checkpoints(trained(2, 2), read_only=True)) as checkpoints:
     assert checkpoints.latest_step == STEPS
     found = checkpoints.restore_ema(STEPS, like)
