@@ -47,9 +47,8 @@ from medlitenet_jax.speed.trace import label_seconds, part_of
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
-from medlitenet_jax.training.run import create_run_optimizer
-from medlitenet_jax.training.state import create_state
-from medlitenet_jax.training.step import create_train_step
+from medlitenet_jax.training.run import create_initialise
+from medlitenet_jax.training.step import create_train_step, recipe_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -256,32 +255,25 @@ def _train_tasks(config: ConfigDict) -> Iterator[Task]:
   """The training step at the first size, each form with a state of its own."""
   size, count = config.benchmark.image_sizes[0], config.train.batch_size
   batch = _train_batch(config, count, size)
-  tx, _ = create_run_optimizer(config.optim, total_steps=1000)
+  numbers = recipe_numbers(config, total_steps=1000)
 
   def start(form: str):
     model = _model(config, form)
-    initialise = functools.partial(
-      create_state,
-      model,
-      tx,
-      seed=config.seed,
-      precision=config.precision,
-      image_size=min(config.benchmark.image_sizes),
-    )
-    return create_train_step(config, model, tx), initialise
+    initialise = create_initialise(config, model, min(config.benchmark.image_sizes))
+    return create_train_step(config, model), initialise
 
   def calls(compiled, initialise) -> Iterator[Any]:
-    state = jax.jit(initialise)()
+    state = initialise()
     while True:
-      state, figures = compiled(state, batch)
+      state, figures = compiled(state, batch, numbers)
       yield figures
 
   step, initialise = start("library")
-  whole = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch)
+  whole = count_cost(step.__wrapped__, jax.eval_shape(initialise), batch, numbers)
   cost = Cost(*(value / jax.device_count() for value in whole))  # rates are those of one device
   for form in _forms(config):
     step, initialise = start(form)
-    args = (jax.eval_shape(initialise), batch)
+    args = (jax.eval_shape(initialise), batch, numbers)
     compiled, facts = _compile(step, *args, again=form == "platform")
     call = functools.partial(next, calls(compiled, initialise))
     yield Task("training step", size, count, form, call, cost=cost, **facts)

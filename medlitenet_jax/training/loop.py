@@ -100,7 +100,7 @@ def _first_state(
     seen, total = int(restored.micro_step), run.plan.total_steps
     logger.info("Resuming %s after %d of %d batches.", workdir, seen, total)
     return restored
-  state = jax.jit(run.initialise, out_shardings=devices.replicated())()
+  state = run.initialise()
   if start is None:
     return state
   state = start_from(state, jax.device_put(start.variables, devices.replicated()))
@@ -141,7 +141,7 @@ def _learn(
       case_ids = batch.pop("case_id")
       batch = devices.shard_batch(batch)
       progress.batch_ready()
-      state, figures = run.step(state, batch)
+      state, figures = run.step(state, batch, run.numbers)
       step += 1
       progress.step_started(figures)
       skips.add(step=step, epoch=plan.epoch_at(step), case_ids=case_ids, figures=figures)
@@ -227,5 +227,5 @@ def _profile(
     num_steps=config.profile.num_steps if devices.is_main_process() else 0,
     folder=workdir / "profile",
     parts=model_parts(config.model.to_dict(), config.eval.image_size),
-    program=lambda: run.step.lower(*step_inputs()).compile().as_text() or "",
+    program=lambda: run.step.lower(*step_inputs(), run.numbers).compile().as_text() or "",
   )

@@ -131,14 +131,15 @@ TERMS: dict[str, Term] = {
 
 def create_objective(
   terms: Mapping[str, Mapping[str, Any]],
-) -> Callable[[Mapping, Mapping], tuple[jax.Array, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
   """Builds the weighted sum of loss terms (eq. 12), averaged over the batch.
 
   Args:
     terms: `config.loss`: for each term of `TERMS` its weight and options.
 
   Returns:
-    A function (outputs, targets) to
+    A function (outputs, targets, weights) to the two below. The weights, scalars by the name of
+    their term, replace those of `terms` that are not 0; they may be traced.
 
       loss: scalar float32.
       parts: {NAME_loss: the unweighted mean of each term whose weight is not 0}, scalar float32.
@@ -165,9 +166,11 @@ def create_objective(
       f"config.loss: the weights of {', '.join(terms) or 'its terms'} are all 0; set one above 0"
     )
 
-  def objective(outputs, targets):
+  def objective(outputs, targets, weights: Mapping[str, Any] = MappingProxyType({})):
     parts = {f"{name}_loss": jnp.mean(term(outputs, targets)) for name, (_, term) in used.items()}
-    weighted = [weight * parts[f"{name}_loss"] for name, (weight, _) in used.items()]
+    weighted = [
+      weights.get(name, weight) * parts[f"{name}_loss"] for name, (weight, _) in used.items()
+    ]
     return functools.reduce(jnp.add, weighted), parts
 
   return objective

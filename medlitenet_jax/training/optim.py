@@ -13,12 +13,15 @@ from medlitenet_jax.system.rules import one_of
 
 
 def create_schedule(
-  total_updates: int, *, learning_rate: float, final_learning_rate: float, warmup_updates: int
+  total_updates, *, learning_rate, final_learning_rate, warmup_updates
 ) -> optax.Schedule:
   """Linear warm-up from 0, then half a cosine down to the final rate.
 
+  Optax has this schedule too, but takes no arguments of a compiled function.
+
   Args:
-    total_updates: optimizer updates of the whole run.
+    total_updates: optimizer updates of the whole run; this and the others are scalars, traced or
+      not.
     learning_rate: at the end of the warm-up.
     final_learning_rate: once all updates are done, and from then on.
     warmup_updates: length of the warm-up; at most a tenth of the run is used.
@@ -26,13 +29,17 @@ def create_schedule(
   Returns:
     A function from updates done to the learning rate, a float32 scalar.
   """
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0,
-    peak_value=learning_rate,
-    warmup_steps=min(warmup_updates, total_updates // 10),
-    decay_steps=max(total_updates, 1),
-    end_value=final_learning_rate,
-  )
+  total = jnp.maximum(total_updates, 1)
+  warmup = jnp.minimum(warmup_updates, total_updates // 10)
+
+  def schedule(update):
+    rising = learning_rate * update / jnp.maximum(warmup, 1)
+    done = jnp.clip((update - warmup) / (total - warmup), 0, 1)
+    share = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    falling = final_learning_rate + (learning_rate - final_learning_rate) * share
+    return jnp.where(update < warmup, rising, falling).astype(jnp.float32)
+
+  return schedule
 
 
 def kernel_mask(params):
@@ -116,9 +123,9 @@ def create_optimizer(
   schedule: optax.Schedule,
   *,
   name: str = "adamw",
-  weight_decay: float,
-  momentum: float = 0.9,
-  clip_norm: float,
+  weight_decay,
+  momentum=0.9,
+  clip_norm,
   accumulation: int,
 ) -> optax.MultiSteps:
   """Builds an optimizer that updates once every `accumulation` batches.
@@ -126,7 +133,7 @@ def create_optimizer(
   Args:
     schedule: learning rate by updates done.
     name: one of `OPTIMIZERS`.
-    weight_decay: applied to kernels only.
+    weight_decay: applied to kernels only; this and the next two are scalars, traced or not.
     momentum: used by "sgd".
     clip_norm: largest global norm of the gradient, which is the mean over the batches of an update.
     accumulation: batches an update.
@@ -144,12 +151,35 @@ def create_optimizer(
   )
 
 
-def ema_decay_at(update, *, decay: float, warmup: bool):
+def create_run_optimizer(
+  fields: Mapping[str, Any], total_steps
+) -> tuple[optax.MultiSteps, optax.Schedule]:
+  """Builds the optimizer of a run.
+
+  Args:
+    fields: `config.optim`; its real numbers may be traced.
+    total_steps: batches of the whole run; may be traced.
+
+  Returns:
+    The optimizer, and its schedule: learning rate by updates done.
+
+  Raises:
+    InputError: as `create_optimizer`.
+  """
+  schedule = create_schedule(
+    total_steps // fields["accumulation"],
+    **{n: fields[n] for n in ("learning_rate", "final_learning_rate", "warmup_updates")},
+  )
+  used = ("name", "weight_decay", "momentum", "clip_norm", "accumulation")
+  return create_optimizer(schedule, **{name: fields[name] for name in used}), schedule
+
+
+def ema_decay_at(update, *, decay, warmup: bool):
   """Decay of the average of parameters at an update.
 
   Args:
     update: updates done including this one; scalar integer.
-    decay: largest decay, in [0, 1).
+    decay: largest decay, a scalar in [0, 1).
     warmup: whether the decay of update n is only min(decay, (1 + n) / (10 + n)), so that the
       average soon forgets the random initial parameters.
 

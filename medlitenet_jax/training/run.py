@@ -1,13 +1,13 @@
 """What a run is made of before it starts: its length, optimizer, compiled step and batches."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import grain
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ from medlitenet_jax.data.sources import CachedCases
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
 from medlitenet_jax.training.state import TrainState, create_state
-from medlitenet_jax.training.step import create_train_step
+from medlitenet_jax.training.step import Numbers, create_train_step, recipe_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,33 +81,28 @@ def create_plan(train: ConfigDict, num_cases: int) -> Plan:
   )
 
 
-def create_run_optimizer(
-  optimizer: ConfigDict, total_steps: int
-) -> tuple[optax.MultiSteps, optax.Schedule]:
-  """Builds the optimizer of a run.
+def create_initialise(
+  config: ConfigDict, model: nn.Module, image_size: int
+) -> Callable[[], TrainState]:
+  """Prepares the first state of a run.
 
   Args:
-    optimizer: `config.optim`.
-    total_steps: batches of the whole run.
+    config: resolved.
+    model: maps normalised [B, S, S, 3] images to {"mask": logits, ...}.
+    image_size: S in pixels, any that the network takes.
 
   Returns:
-    The optimizer, and its schedule: learning rate by updates done.
+    A function () to the state, replicated on all devices; it can be traced. It is compiled once for
+    all seeds.
   """
-  schedule = optim.create_schedule(
-    total_steps // optimizer.accumulation,
-    learning_rate=optimizer.learning_rate,
-    final_learning_rate=optimizer.final_learning_rate,
-    warmup_updates=optimizer.warmup_updates,
+  tx, _ = optim.create_run_optimizer(config.optim, 1)  # its state is that of every length
+  first = jax.jit(
+    lambda seed: create_state(
+      model, tx, seed=seed, precision=config.precision, image_size=image_size
+    ),
+    out_shardings=devices.replicated(),
   )
-  tx = optim.create_optimizer(
-    schedule,
-    name=optimizer.name,
-    weight_decay=optimizer.weight_decay,
-    momentum=optimizer.momentum,
-    clip_norm=optimizer.clip_norm,
-    accumulation=optimizer.accumulation,
-  )
-  return tx, schedule
+  return lambda: first(np.uint32(config.seed))
 
 
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
@@ -135,7 +130,8 @@ class Run:
     plan: how long it is.
     schedule: learning rate by updates done.
     initialise: () to the state of a new run.
-    step: compiled; (state, batch) to (state, figures), see `create_train_step`.
+    step: compiled; (state, batch, numbers) to (state, figures), see `create_train_step`.
+    numbers: of the recipe, for the step.
     batches: iterator over the training data, see `train_batches`.
   """
 
@@ -144,6 +140,7 @@ class Run:
   schedule: optax.Schedule
   initialise: Callable[[], TrainState]
   step: jax.stages.Wrapped
+  numbers: Numbers
   batches: grain.DatasetIterator
 
 
@@ -162,14 +159,13 @@ def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
     InputError: if a field of the configuration cannot be used.
   """
   plan = create_plan(config.train, len(source))
-  tx, schedule = create_run_optimizer(config.optim, plan.total_steps)
-  initialise = functools.partial(
-    create_state,
-    model,
-    tx,
-    seed=config.seed,
-    precision=config.precision,
-    image_size=min(plan.image_sizes),
+  _, schedule = optim.create_run_optimizer(config.optim, plan.total_steps)
+  return Run(
+    config=config,
+    plan=plan,
+    schedule=schedule,
+    initialise=create_initialise(config, model, min(plan.image_sizes)),
+    step=create_train_step(config, model),
+    numbers=recipe_numbers(config, plan.total_steps),
+    batches=create_train_batches(config, source, plan),
   )
-  step = create_train_step(config, model, tx)
-  return Run(config, plan, schedule, initialise, step, create_train_batches(config, source, plan))

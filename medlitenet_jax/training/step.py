@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -150,43 +150,89 @@ def _mean_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.mean((2 * counts.tp + 1) / (2 * counts.tp + counts.fp + counts.fn + 1))
 
 
-def create_train_step(
-  config: ConfigDict, model: nn.Module, tx: optax.MultiSteps
-) -> jax.stages.Wrapped:
+class Numbers(NamedTuple):
+  """Numbers of a recipe that the compiled step takes as arguments.
+
+  A run that differs from an earlier one in nothing else finds the step in the compilation cache.
+
+  Attributes:
+    dropout_key: typed scalar key.
+    total_steps: batches of the whole run; scalar int32.
+    optim: the real numbers of `config.optim` by name, and the updates of the warm-up; scalars.
+    loss_weights: by term; scalars. A weight of 0 is none of them: it leaves the term out.
+  """
+
+  dropout_key: jax.Array
+  total_steps: jax.Array
+  optim: dict[str, jax.Array]
+  loss_weights: dict[str, jax.Array]
+
+
+def recipe_numbers(config: ConfigDict, total_steps: int) -> Numbers:
+  """The numbers of a recipe, on all devices.
+
+  Args:
+    config: resolved.
+    total_steps: batches of the whole run.
+
+  Returns:
+    The numbers.
+  """
+  numbers = Numbers(
+    dropout_key=stream_key(config.seed, "dropout"),
+    total_steps=jnp.int32(total_steps),
+    optim={
+      "warmup_updates": jnp.int32(config.optim.warmup_updates),
+      **{n: jnp.float32(value) for n, value in config.optim.items() if isinstance(value, float)},
+    },
+    loss_weights={n: jnp.float32(term.weight) for n, term in config.loss.items() if term.weight},
+  )
+  return jax.device_put(numbers, devices.replicated())
+
+
+def create_train_step(config: ConfigDict, model: nn.Module) -> jax.stages.Wrapped:
   """Compiles the step of a run.
 
   Args:
     config: resolved.
     model: maps normalised images to {"mask": logits, ...}.
-    tx: the optimizer.
 
   Returns:
-    A function (state, batch) to (state, figures), see `train_step`. It donates the state that it is
-    given. The batch holds the arrays of `train_batches`, and every device its rows of them.
+    A function (state, batch, numbers) to (state, figures), see `train_step`. It donates the state
+    that it is given. The batch holds the arrays of `train_batches`, and every device its rows of
+    them; the numbers are those of `recipe_numbers`.
 
   Raises:
-    InputError: if `config.loss` cannot be used.
+    InputError: if `config.loss` or `config.optim` cannot be used.
   """
-  learn = functools.partial(
-    train_step,
-    model=model,
-    tx=tx,
-    loss_fn=create_objective(config.loss.to_dict()),
-    dropout_key=stream_key(config.seed, "dropout"),
-    ema_decay=functools.partial(
-      optim.ema_decay_at, decay=config.optim.ema_decay, warmup=config.optim.ema_warmup
-    ),
-  )
+  objective = create_objective(config.loss.to_dict())
+  optim.create_run_optimizer(config.optim, 1)  # refuses what cannot be used, now
   policy = AugmentPolicy(**config.augment)
 
-  def step(state: TrainState, batch: Mapping[str, Any]):
-    if config.data.augment_on != "device":
-      return learn(state, batch["image"], batch["targets"])
-    with jax.named_scope("augment"):
-      image, mask = unpack_views(batch["views"], policy)
-    return learn(state, image, {**batch["targets"], "mask": mask})
+  def step(state: TrainState, batch: Mapping[str, Any], numbers: Numbers):
+    targets = batch["targets"]
+    if config.data.augment_on == "device":
+      with jax.named_scope("augment"):
+        image, mask = unpack_views(batch["views"], policy)
+      targets = {**targets, "mask": mask}
+    else:
+      image = batch["image"]
+    fields = {**config.optim, **numbers.optim}
+    tx, _ = optim.create_run_optimizer(fields, numbers.total_steps)
+    return train_step(
+      state,
+      image,
+      targets,
+      model=model,
+      tx=tx,
+      loss_fn=functools.partial(objective, weights=numbers.loss_weights),
+      dropout_key=numbers.dropout_key,
+      ema_decay=functools.partial(
+        optim.ema_decay_at, decay=fields["ema_decay"], warmup=fields["ema_warmup"]
+      ),
+    )
 
   replicated, sharded = devices.replicated(), devices.batch_sharding()
   return jax.jit(
-    step, donate_argnums=0, in_shardings=(replicated, sharded), out_shardings=replicated
+    step, donate_argnums=0, in_shardings=(replicated, sharded, replicated), out_shardings=replicated
   )

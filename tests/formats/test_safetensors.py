@@ -40,8 +40,8 @@ from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.evaluate import evaluate
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.log import read_metrics
-from medlitenet_jax.training.run import create_run_optimizer
-from medlitenet_jax.training.state import create_state, start_from
+from medlitenet_jax.training.run import create_initialise
+from medlitenet_jax.training.state import start_from
 
 SIZES = {"wide": (60, 130), "tall": (150, 70)}
 
@@ -297,11 +297,7 @@ def test_flags_that_contradict_are_one_line(arguments, says):
 def test_a_run_that_starts_from_a_file_has_its_network_and_its_average(exported):
   weights = read_weights(exported / "finished.safetensors")
   model = create_model(weights.config.model.to_dict(), DTYPES[weights.config.precision])
-  tx, _ = create_run_optimizer(weights.config.optim, total_steps=8)
-  precision = weights.config.precision
-  shapes = jax.eval_shape(
-    lambda: create_state(model, tx, seed=0, precision=precision, image_size=64)
-  )
+  shapes = jax.eval_shape(create_initialise(weights.config, model, 64))
   state = start_from(shapes, weights.variables)
   for found in (
     {"params": state.params, "batch_stats": state.batch_stats},

@@ -18,9 +18,8 @@ from medlitenet_jax.models.forward import lesion_probs
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
-from medlitenet_jax.training.run import create_run_optimizer
-from medlitenet_jax.training.state import create_state
-from medlitenet_jax.training.step import create_train_step
+from medlitenet_jax.training.run import create_initialise
+from medlitenet_jax.training.step import create_train_step, recipe_numbers
 
 PRODUCTS = ("stablehlo.convolution", "stablehlo.dot_general")
 HALF = {"bfloat16": "bf16", "float16": "f16"}
@@ -83,16 +82,13 @@ def train_program(precision):
   """The lowered step of the reduced network, and the shapes of its state."""
   config = resolved(precision=precision, **{"data.augment_on": "device"})
   model = create_model(config.model.to_dict(), DTYPES[precision])
-  tx, _ = create_run_optimizer(config.optim, total_steps=100)
-  state = jax.eval_shape(
-    functools.partial(create_state, model, tx, seed=0, precision=precision, image_size=SIZE)
-  )
+  state = jax.eval_shape(create_initialise(config, model, SIZE))
   policy = AugmentPolicy(**config.augment)
   blank = np.zeros((SIZE, SIZE), np.uint8)
   packed = pack_view(np.random.default_rng(0), np.dstack([blank] * 3), blank, SIZE, policy)
   views = {n: jax.ShapeDtypeStruct((BATCH, *a.shape), a.dtype) for n, a in packed.items()}
   batch = {"views": views, "targets": {}}
-  traced = create_train_step(config, model, tx).trace(state, batch)
+  traced = create_train_step(config, model).trace(state, batch, recipe_numbers(config, 100))
   return traced.lower(lowering_platforms=("cuda",)), state
 
 

@@ -17,12 +17,12 @@ from configs.base import get_config
 from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
 from medlitenet_jax.training import step as step_lib
 from medlitenet_jax.training.losses import create_objective
-from medlitenet_jax.training.state import create_state, stream_key
-from medlitenet_jax.training.step import create_train_step, train_step
+from medlitenet_jax.training.run import create_initialise
+from medlitenet_jax.training.state import stream_key
+from medlitenet_jax.training.step import create_train_step, recipe_numbers, train_step
 
 MARKS = {"loss": 255, "gradient": 0}  # the grey value of every pixel of a batch that spoils it
 COUNTERS = ("micro_step", "skipped", "loss_scale")
@@ -52,6 +52,7 @@ class Run(NamedTuple):
   model: Stub
   tx: optax.MultiSteps
   step: Callable
+  compiled: jax.stages.Wrapped
   initialise: Callable
 
 
@@ -59,19 +60,21 @@ class Run(NamedTuple):
 def create_run(*, precision="float32", dropout=0.0, accumulation=1):
   """A stub with its optimizer at a constant rate, compiled once for all tests."""
   config = get_config()
+  config.precision = precision
   config.optim.accumulation = accumulation
+  config.optim.learning_rate = config.optim.final_learning_rate = 0.01
+  config.optim.warmup_updates = 0
   model = Stub(dropout=dropout, dtype=DTYPES[precision])
-  tx = optim.create_optimizer(
-    optax.constant_schedule(0.01),
-    weight_decay=config.optim.weight_decay,
-    clip_norm=config.optim.clip_norm,
-    accumulation=accumulation,
+  numbers = recipe_numbers(config, total_steps=100)
+  compiled = create_train_step(config, model)
+  return Run(
+    config=config,
+    model=model,
+    tx=optim.create_run_optimizer(config.optim, 100)[0],
+    step=lambda state, batch: compiled(state, batch, numbers),
+    compiled=compiled,
+    initialise=create_initialise(config, model, 16),
   )
-  begin = functools.partial(
-    create_state, model, tx, seed=config.seed, precision=precision, image_size=16
-  )
-  initialise = jax.jit(begin, out_shardings=devices.replicated())
-  return Run(config, model, tx, create_train_step(config, model, tx), initialise)
 
 
 def create_batch(size=4, seed=0, side=16):
@@ -220,19 +223,53 @@ def test_the_state_is_given_away_and_the_step_compiled_once(precision):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.ema_params, old.batch_stats)))
     old_types, types = (jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (old, state))
     assert old_types == types
-  assert run.step._cache_size() == 1
+  assert run.compiled._cache_size() == 1
 
 
 def test_the_step_is_compiled_once_for_each_size_of_image(monkeypatch):
   run = create_run()
   monkeypatch.setattr(step_lib, "train_step", chex.assert_max_traces(train_step, n=2))
-  step = create_train_step(run.config, run.model, run.tx)
+  step = create_train_step(run.config, run.model)
+  numbers = recipe_numbers(run.config, 100)
   state = run.initialise()
   for side in (16, 16, 32, 16, 32):
-    state, _ = step(state, create_batch(side=side))
+    state, _ = step(state, create_batch(side=side), numbers)
   assert step._cache_size() == 2
   with pytest.raises(AssertionError, match="traced"):
-    step(state, create_batch(side=48))
+    step(state, create_batch(side=48), numbers)
+
+
+def test_another_seed_rate_length_or_weight_is_the_same_program():
+  """And each of them does what it says."""
+  changes = {
+    "none": {},
+    "seed": {"seed": 7},
+    "rate": {"optim.learning_rate": 0.5},
+    "length": {"train.max_steps": 7},
+    "decay": {"optim.weight_decay": 0.9},
+    "average": {"optim.ema_decay": 0.01},
+    "clip": {"optim.clip_norm": 1e-7},
+    "weight": {"loss.bce.weight": 3.0},
+  }
+  same = {"optim.accumulation": 1, "optim.warmup_updates": 0, "train.max_steps": 5000}
+  model, moved, programs = Stub(dropout=0.5), {}, set()
+  first = compiled = None
+  for name, fields in changes.items():
+    config = get_config()
+    config.update_from_flattened_dict({**same, **fields, "precision": "float32"})
+    step = create_train_step(config, model)
+    numbers = recipe_numbers(config, config.train.max_steps)
+    first = first or create_initialise(config, model, 16)
+    lowered = step.lower(jax.eval_shape(first), create_batch(), numbers)
+    programs.add(lowered.as_text())
+    compiled = compiled or lowered.compile()
+    state = first()
+    for seed in range(3):
+      state, _ = compiled(state, create_batch(seed=seed), numbers)
+    moved[name] = learned(state)
+  assert len(programs) == 1
+  for name in changes.keys() - {"none"}:
+    assert differs(moved[name], moved["none"]), name
 
 
 @pytest.mark.parametrize(
