@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.models.registry import variable_shapes
+from medlitenet_jax.scores.likeness import Likeness
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 
@@ -25,6 +26,7 @@ RELEASED = Path(__file__).parents[1] / "released"
 SUFFIX = ".safetensors"
 FORMAT = "medlitenet_jax 2"
 EARLIER_FORMAT = "medlitenet_jax 1"  # of the first released weights, see `_in_sections`
+LIKENESS = "likeness"  # begins the names of its arrays
 STORED_DTYPES = ("float32", "float16")
 
 
@@ -40,6 +42,7 @@ class Weights:
     seen: names of the cases that the network was trained on ("train") and selected by ("val"), as
       `workdir.read_cases` has them.
     sha256: of the file, hexadecimal.
+    likeness: what the photographs that the network has learned from look like to it, or None.
   """
 
   config: ConfigDict
@@ -47,6 +50,7 @@ class Weights:
   origin: dict[str, Any]
   seen: dict[str, list[str]]
   sha256: str
+  likeness: Likeness | None = None
 
 
 def is_released(name: str) -> bool:
@@ -74,6 +78,7 @@ def write_weights(
   origin: Mapping[str, Any],
   seen: Mapping[str, list[str]],
   dtype: str = "float32",
+  likeness: Likeness | None = None,
 ) -> None:
   """Writes a weights file.
 
@@ -85,11 +90,14 @@ def write_weights(
     seen: as `Weights` has it.
     dtype: of the parameters, "float32" or "float16". Statistics stay float32, because a variance
       may be out of the range of float16.
+    likeness: as `Weights` has it.
   """
   arrays = {}
   for (group, *modules), value in _flat(variables).items():
     kind = np.float32 if group == "batch_stats" else np.dtype(dtype)
     arrays["/".join((group, *modules))] = np.asarray(value, kind)
+  for name, value in (likeness._asdict() if likeness else {}).items():
+    arrays[f"{LIKENESS}/{name}"] = np.asarray(value, np.float32)
   metadata = {
     "format": FORMAT,
     "config": json.dumps(config.to_dict()),
@@ -132,6 +140,7 @@ def read_weights(path: Path) -> Weights:
     config = _config_in(metadata)
     origin, seen = json.loads(metadata["origin"]), json.loads(metadata["seen"])
     seen = {name: list(seen[name]) for name in ("train", "val")}
+    likeness = _take_likeness(arrays)
     shapes = variable_shapes(config.model.to_dict(), config.eval.image_size)
   except InputError as error:
     raise InputError(
@@ -151,7 +160,20 @@ def read_weights(path: Path) -> Weights:
     for module in modules:
       place = place.setdefault(module, {})
     place[leaf] = value
-  return Weights(config, variables, origin, seen, hashlib.sha256(path.read_bytes()).hexdigest())
+  sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+  return Weights(config, variables, origin, seen, sha256, likeness)
+
+
+def _take_likeness(arrays: dict[str, np.ndarray]) -> Likeness | None:
+  """Takes what `write_weights` has written of it out of the arrays of a file."""
+  names = {name: f"{LIKENESS}/{name}" for name in Likeness._fields}
+  if not arrays.keys() & set(names.values()):
+    return None
+  found = Likeness(**{name: arrays.pop(place) for name, place in names.items()})
+  size = len(found.mean)
+  if [value.shape for value in found] != [(size,), (size, size), (), ()]:
+    raise ValueError("its likeness is of another shape")
+  return found
 
 
 def _in_sections(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Joins the maps of several networks, and of several views of a photograph, into one."""
+"""Joins what several networks, and several views of a photograph, give into one."""
 
 import functools
 from collections.abc import Sequence
@@ -11,16 +11,21 @@ import numpy as np
 
 
 class Maps(NamedTuple):
-  """Maps of a batch of photographs, over all networks and views.
+  """What networks give for a batch of photographs, over all networks and views.
+
+  The same of one photograph lacks the axis B.
 
   Attributes:
     probs: [B, S, S] float32, mean probability of lesion.
     disagreement: [B, S, S] float32, standard deviation of that probability; zero for one network
       and one view.
+    likeness: [B] float32, how much each photograph looks like those that the networks have learned
+      from, see `likeness_of`; None if no network says.
   """
 
-  probs: jax.Array
-  disagreement: jax.Array
+  probs: Any
+  disagreement: Any
+  likeness: Any = None
 
 
 def performance_weights(dice: Sequence[float]) -> np.ndarray:
@@ -43,13 +48,16 @@ def performance_weights(dice: Sequence[float]) -> np.ndarray:
   return scores / scores.sum()
 
 
-def join_maps(stacks: Sequence[Any], weights: Sequence[float]) -> Maps:
+def join_maps(
+  stacks: Sequence[Any], weights: Sequence[float], likeness: Sequence[Any] = ()
+) -> Maps:
   """Averages probabilities over views and, by weight, over networks.
 
   Args:
     stacks: one [V, B, S, S] array of probabilities for each network, of its V views; the sizes S
       may differ between networks, and smaller maps are interpolated to the largest.
     weights: Python numbers, one for each network, with sum 1.
+    likeness: [B] of each network that knows it, None of others; the lowest counts.
 
   Returns:
     Maps at the largest S.
@@ -61,11 +69,15 @@ def join_maps(stacks: Sequence[Any], weights: Sequence[float]) -> Maps:
   for stack in stacks:
     chex.assert_shape(stack, (None, stacks[0].shape[1], None, stack.shape[2]))
   chex.assert_equal(len(stacks), len(weights))
-  return _join(tuple(stacks), tuple(map(float, weights)))
+  known = tuple(each for each in likeness if each is not None)
+  chex.assert_shape(known, stacks[0].shape[1:2])
+  return _join(tuple(stacks), known, tuple(map(float, weights)))
 
 
 @functools.partial(jax.jit, static_argnames="weights")
-def _join(stacks: Sequence[jax.Array], weights: Sequence[float]) -> Maps:
+def _join(
+  stacks: Sequence[jax.Array], likeness: Sequence[jax.Array], weights: Sequence[float]
+) -> Maps:
   size = max(stack.shape[-1] for stack in stacks)
   stacks = [_enlarged(stack.astype(jnp.float32), size) for stack in stacks]
 
@@ -74,7 +86,8 @@ def _join(stacks: Sequence[jax.Array], weights: Sequence[float]) -> Maps:
     return functools.reduce(jnp.add, weighted)
 
   probs = mean(stacks)
-  return Maps(probs, jnp.sqrt(mean([jnp.square(stack - probs) for stack in stacks])))
+  disagreement = jnp.sqrt(mean([jnp.square(stack - probs) for stack in stacks]))
+  return Maps(probs, disagreement, functools.reduce(jnp.minimum, likeness) if likeness else None)
 
 
 def _enlarged(stack: jax.Array, size: int) -> jax.Array:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -12,10 +13,11 @@ from medlitenet_jax.inference.ensemble import Maps, join_maps
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.inference.tta import six_views
 from medlitenet_jax.models.fold import fold_loaded
-from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.models.forward import lesion_probs, probs_and_features
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
+from medlitenet_jax.scores.likeness import Likeness, likeness_of
 from medlitenet_jax.system import devices
 
 Predict = Callable[[Mapping[int, Any]], Maps]
@@ -31,6 +33,8 @@ class Network:
   Attributes:
     probs: maps [B, S, S, 3] uint8 RGB photographs to [B, S, S] float32 probabilities of lesion.
     image_size: S, in pixels.
+    probs_and_likeness: maps photographs to the same probabilities and the [B] float32 likeness of
+      each to those that the network has learned from; None if that is not known.
     precision: what it computes in, for a protocol.
     origin: where it comes from, as `Trained` has it.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
@@ -39,6 +43,7 @@ class Network:
 
   probs: Callable[[Any], Any]
   image_size: int
+  probs_and_likeness: Callable[[Any], tuple[Any, Any]] | None = None
   precision: str = "float32"
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seen: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -61,13 +66,24 @@ def create_network(trained: Trained, config: ConfigDict) -> Network:
   folded = fold_loaded(trained.variables, inspect_model(model, size).folds)
   variables = jax.device_put(folded, devices.replicated())
   run = jax.jit(functools.partial(lesion_probs, model))
+  scored = None
+  if trained.likeness is not None:
+    fitted = jax.device_put(trained.likeness, devices.replicated())
+    scored = functools.partial(jax.jit(functools.partial(_scored, model)), variables, fitted)
   return Network(
     probs=functools.partial(run, variables),
     image_size=size,
+    probs_and_likeness=scored,
     precision=config.precision,
     origin={**trained.origin, "network_size": size},
     seen=trained.seen,
   )
+
+
+def _scored(model: nn.Module, variables: Any, fitted: Likeness, image):
+  """Probabilities and likeness of photographs, see `Network`."""
+  probs, features = probs_and_features(model, variables, image)
+  return probs, likeness_of(features, fitted)
 
 
 def create_predict(networks: Sequence[Network], tta: str = "none") -> Predict:
@@ -81,12 +97,23 @@ def create_predict(networks: Sequence[Network], tta: str = "none") -> Predict:
     A function from [B, S, S, 3] uint8 images by size S to Maps at the largest size.
   """
 
-  def views(network: Network, image) -> Any:
-    return six_views(network.probs, image) if tta == "six" else network.probs(image)[None]
+  def look(network: Network, image) -> tuple[Any, Any]:
+    """The [V, B, S, S] maps of all views, and the likeness in the first, the photograph itself."""
+    scores = []
+
+    def probs(view):
+      if network.probs_and_likeness is None:
+        return network.probs(view)
+      found, likeness = network.probs_and_likeness(view)
+      scores.append(likeness)
+      return found
+
+    stack = six_views(probs, image) if tta == "six" else probs(image)[None]
+    return stack, scores[0] if scores else None
 
   def predict(images: Mapping[int, Any]) -> Maps:
-    stacks = [views(network, images[network.image_size]) for network in networks]
-    return join_maps(stacks, [network.weight for network in networks])
+    stacks, likeness = zip(*(look(n, images[n.image_size]) for n in networks), strict=True)
+    return join_maps(stacks, [network.weight for network in networks], likeness)
 
   return predict
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image
+from medlitenet_jax.inference.ensemble import Maps
 from medlitenet_jax.inference.networks import Network, create_predict
 from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
 from medlitenet_jax.scores.masks import MaskRule
@@ -24,6 +26,8 @@ class Outline(NamedTuple):
     disagreement: [S, S] float32, standard deviation of it over networks and views.
     entropy: [S, S] float32, uncertainty of each pixel in bits, 0 to 1.
     confidence: the Dice that the mask is expected to reach, 0 to 1, see `expected_dice`.
+    likeness: how much the photograph looks like those that the networks have learned from, 0 to 1,
+      see `likeness_of`; None if no network says.
     measurements: of the mask, by the names of `measure_lesion`.
   """
 
@@ -32,6 +36,7 @@ class Outline(NamedTuple):
   disagreement: np.ndarray
   entropy: np.ndarray
   confidence: float
+  likeness: float | None
   measurements: dict[str, float | int | str | None]
 
 
@@ -54,7 +59,7 @@ def maps_of(
   *,
   preprocessing: Preprocessing | None = None,
   tta: str = "none",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Maps:
   """Runs networks on one photograph.
 
   Args:
@@ -64,8 +69,7 @@ def maps_of(
     tta: test-time augmentation, "none" or "six".
 
   Returns:
-    probs: [S, S] float32, probability of lesion; S is the largest size of the networks.
-    disagreement: [S, S] float32, standard deviation of it over networks and views.
+    What they give, on the host; S is the largest size of the networks.
 
   Raises:
     AssertionError: if the photograph is not [H, W, 3] uint8.
@@ -75,8 +79,7 @@ def maps_of(
   clean = (preprocessing or Preprocessing())(photograph)
   sizes = {network.image_size for network in networks}
   images = {size: resize_image(clean, size, size)[None] for size in sizes}
-  probs, disagreement = create_predict(networks, tta)(images)
-  return np.asarray(probs)[0], np.asarray(disagreement)[0]
+  return jax.tree.map(lambda array: np.asarray(array)[0], create_predict(networks, tta)(images))
 
 
 def outline(
@@ -107,12 +110,11 @@ def outline(
   """
   maps = maps_of(photograph, networks, preprocessing=preprocessing, tta=tta)
   height, width = photograph.shape[:2]
-  return outline_of_maps(*maps, height, width, rule, mm_per_pixel)
+  return outline_of_maps(maps, height, width, rule, mm_per_pixel)
 
 
 def outline_of_maps(
-  probs: np.ndarray,
-  disagreement: np.ndarray,
+  maps: Maps,
   height: int,
   width: int,
   rule: MaskRule,
@@ -121,8 +123,7 @@ def outline_of_maps(
   """Outlines the lesion in a photograph that networks have seen.
 
   Args:
-    probs: [S, S] float32, probability of lesion.
-    disagreement: [S, S] float32, standard deviation of it over networks and views.
+    maps: what they give for this photograph, on the host.
     height: of the photograph, in pixels.
     width: of the photograph, in pixels.
     rule: makes the mask.
@@ -135,6 +136,7 @@ def outline_of_maps(
     AssertionError: if the maps are not of one shape [S, S].
     ValueError: if mm_per_pixel is not above 0.
   """
+  probs, disagreement, likeness = maps
   chex.assert_rank([probs, disagreement], 2)
   chex.assert_equal_shape([probs, disagreement])
   mask = rule.mask(probs, height, width)
@@ -144,5 +146,6 @@ def outline_of_maps(
     disagreement=disagreement,
     entropy=entropy_bits(probs),
     confidence=expected_dice(probs, rule.mask(probs, *probs.shape)),
+    likeness=None if likeness is None else float(likeness),
     measurements=measure_lesion(mask, mm_per_pixel),
   )

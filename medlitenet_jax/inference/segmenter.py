@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.formats.safetensors import find_weights
+from medlitenet_jax.inference.ensemble import Maps
 from medlitenet_jax.inference.networks import Network, create_network
 from medlitenet_jax.inference.outline import Outline, maps_of, mask_rule, outline_of_maps
 from medlitenet_jax.inference.trained import open_trained
@@ -42,7 +43,7 @@ class Segmenter:
     self._network = network
     self._preprocessing = Preprocessing(**config.preprocess)
 
-  def _maps(self, photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _maps(self, photograph: np.ndarray) -> Maps:
     own = {"preprocessing": self._preprocessing, "tta": self.config.eval.tta}
     return maps_of(photograph, [self._network], **own)
 
@@ -55,7 +56,7 @@ class Segmenter:
     Returns:
       [H, W] float32, the probability that a pixel is lesion.
     """
-    probs, _ = self._maps(photograph)
+    probs = self._maps(photograph).probs
     return cv2.resize(probs, photograph.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
   def outline(self, photograph: np.ndarray, mm_per_pixel: float | None = None) -> Outline:
@@ -71,7 +72,7 @@ class Segmenter:
     """
     maps = self._maps(photograph)
     height, width = photograph.shape[:2]
-    return outline_of_maps(*maps, height, width, self.rule, mm_per_pixel)
+    return outline_of_maps(maps, height, width, self.rule, mm_per_pixel)
 
 
 def load(place: str | Path, threshold: float | None = None) -> Segmenter:

@@ -1,35 +1,35 @@
 """Runs networks over a source of photographs, batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax.data.cases import Photographs, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.pipeline import eval_batches
-from medlitenet_jax.inference.ensemble import Maps
-from medlitenet_jax.inference.networks import Predict
 from medlitenet_jax.system import devices
 
 
 def predict_cases(
-  predict: Predict, source: Source | Photographs, image_sizes: Sequence[int], config: ConfigDict
-) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+  predict: Callable[[Mapping[int, Any]], Any],
+  source: Source | Photographs,
+  image_sizes: Sequence[int],
+  config: ConfigDict,
+) -> Iterator[tuple[Any, Any]]:
   """Runs networks over a source; a batch is computed while the one before it is handled.
 
   Args:
-    predict: [B, S, S, 3] uint8 images by size S to Maps, as `create_predict` makes it.
+    predict: [B, S, S, 3] uint8 images by size S to a tree of [B, ...] arrays; as `create_predict`
+      makes it, to Maps.
     source: the cases.
     image_sizes: sides that the networks take, in pixels.
     config: resolved; `eval.batch_size`, `data` and `preprocess` are used.
 
   Yields:
-    (case, [S, S] float32 probabilities, [S, S] float32 disagreement) in the order of the source,
-    each case once; of several processes, each yields the cases of its own rows. S is the largest of
-    the sizes, and the case's photograph has it too.
+    (case, the tree's row of it) in the order of the source, each case once; of several processes,
+    each yields the cases of its own rows. The case's photograph has the largest of the sizes.
   """
   batch_size = devices.rows_for(config.eval.batch_size)
   batches = eval_batches(
@@ -50,10 +50,10 @@ def predict_cases(
     yield from _cases_of(*running)
 
 
-def _cases_of(maps: Maps, cases: Sequence[Any]) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-  # The compiler chooses how the maps are spread over the devices; here each row goes to one.
-  probs, disagreement = map(
-    devices.local_values, jax.device_put(tuple(maps), devices.batch_sharding())
-  )
-  # Rows that only fill the batch have no case, so zip leaves them out.
-  return zip(cases, probs, disagreement, strict=False)
+def _cases_of(tree: Any, cases: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+  # The compiler chooses how arrays are spread over the devices; here each row goes to one.
+  spread = jax.device_put(tree, devices.batch_sharding())
+  values = jax.tree.map(devices.local_values, spread)
+  # Rows that only fill the batch have no case.
+  for row, case in enumerate(cases):
+    yield case, jax.tree.map(lambda array, row=row: array[row], values)

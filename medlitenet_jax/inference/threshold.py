@@ -79,7 +79,7 @@ def choose_threshold(
     dynamic_ncols=True,
     disable=not devices.is_main_process(),
   )
-  curves = ((case.index, dice_by_threshold(probs, case.mask).tolist()) for case, probs, _ in bar)
+  curves = ((case.index, dice_by_threshold(maps.probs, case.mask).tolist()) for case, maps in bar)
   dice = np.mean(devices.gather_cases(curves), axis=0)
   best = np.flatnonzero(dice[1:] == dice[1:].max()) + 1
   chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)

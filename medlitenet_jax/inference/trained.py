@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.formats.safetensors import SUFFIX, find_weights, is_released, read_weights
 from medlitenet_jax.models.registry import variable_shapes
+from medlitenet_jax.scores.likeness import Likeness
 from medlitenet_jax.system.errors import InputError
 
 
@@ -23,12 +24,14 @@ class Trained(NamedTuple):
       "model", "variant", "network_size" in pixels, "weights", "step", "selected_by", "validation"
       (scores by name) and, of a weights file, "weights_sha256".
     seen: names of the cases that it was trained on ("train") and selected by ("val").
+    likeness: what the photographs that it has learned from look like to it; None: not known.
   """
 
   config: ConfigDict
   variables: Mapping[str, Any]
   origin: dict[str, Any]
   seen: dict[str, list[str]]
+  likeness: Likeness | None = None
 
 
 def open_trained(place: str | Path, checkpoint: str | None = None) -> Trained:
@@ -55,7 +58,7 @@ def open_trained(place: str | Path, checkpoint: str | None = None) -> Trained:
 def _open_file(path: Path) -> Trained:
   weights = read_weights(path)
   origin = {**weights.origin, "run": str(path), "weights_sha256": weights.sha256}
-  return Trained(weights.config, weights.variables, origin, weights.seen)
+  return Trained(weights.config, weights.variables, origin, weights.seen, weights.likeness)
 
 
 def _open_run(workdir: Path, checkpoint: str | None) -> Trained:

@@ -45,10 +45,10 @@ def create_validate(config: ConfigDict, model: nn.Module, source: Source) -> Val
   ) -> dict[str, float] | None:
     predict = create_predict([Network(functools.partial(run, fold(variables)), size)])
     scored: list[tuple[int, dict[str, float]]] = []
-    for case, probs, _ in predict_cases(predict, source, [size], config):
+    for case, maps in predict_cases(predict, source, [size], config):
       if stopped():
         return None
-      scored.append((case.index, plain_scores(probs, case.mask)))
+      scored.append((case.index, plain_scores(maps.probs, case.mask)))
     rows = devices.gather_cases(scored)
     return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
 

@@ -81,8 +81,9 @@ class Entry:
   Attributes:
     module: Linen module, called as `module(image, train=...)` with normalised [B, H, W, 3]
       photographs. It returns a dict with "mask", the [B, H, W, 1] float32 logits, and whatever else
-      the loss terms need. Its attributes are the fields of `config.model.NAME`, plus `dtype` and
-      any of `SHARED_FIELDS`.
+      the loss terms need. In inference it may return "features" [B, D] float32 too, as
+      `layers.summarised` makes them, from which the likeness of a photograph is scored. Its
+      attributes are the fields of `config.model.NAME`, plus `dtype` and any of `SHARED_FIELDS`.
     variants: field values by variant. A field that neither the configuration nor the variant sets
       keeps the module's default.
     rules: maps the resolved fields to {field: (is its value valid, which values are)}.

@@ -28,7 +28,9 @@ def normalize(image):
   return (image.astype(jnp.float32) / 255 - mean) / std
 
 
-def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+def probs_and_features(
+  model: nn.Module, variables: Any, image: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
   """Runs a network on photographs, in inference mode.
 
   Args:
@@ -37,8 +39,14 @@ def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Arra
     image: [B, S, S, 3] uint8 RGB.
 
   Returns:
-    [B, S, S] float32, the probability that a pixel is lesion.
+    probs: [B, S, S] float32, the probability that a pixel is lesion.
+    features: [B, D] float32, what the network sees in each photograph; None if it does not say.
   """
   chex.assert_shape(image, (None, None, None, 3))
   outputs: Any = model.apply(variables, normalize(image))
-  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32))
+  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32)), outputs.get("features")
+
+
+def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+  """The first of `probs_and_features`."""
+  return probs_and_features(model, variables, image)[0]

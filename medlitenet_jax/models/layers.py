@@ -6,7 +6,7 @@ float32, and BatchNorm computes its statistics in float32 whatever the compute d
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -333,3 +333,20 @@ class ASPP(nn.Module):
     x = jnp.concatenate(branches, axis=-1)
     x = Pointwise(self.features, use_bias=False, kernel_init=kernel_init, name="fuse", **common)(x)
     return Norm("fuse", name="fuse_norm")(x, train=train)
+
+
+def summarised(maps: Sequence[jax.Array]) -> jax.Array:
+  """Summarises feature maps by the mean and the spread of every channel.
+
+  Args:
+    maps: [B, h, w, C] each, of any sizes and numbers of channels.
+
+  Returns:
+    [B, D] float32, D twice the number of all channels: their means, then the logarithms of their
+    standard deviations.
+  """
+  chex.assert_rank(maps, 4)
+  wide = [features.astype(jnp.float32) for features in maps]
+  means = [jnp.mean(features, axis=(1, 2)) for features in wide]
+  spreads = [jnp.log(jnp.std(features, axis=(1, 2)) + 1e-3) for features in wide]
+  return jnp.concatenate([*means, *spreads], axis=-1)

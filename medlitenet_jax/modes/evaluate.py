@@ -144,7 +144,7 @@ def score_cases(
   own = Calibration()
   found = []
   cases = predict_cases(predict, source, image_sizes, config)
-  for case, probs, disagreement in tqdm(
+  for case, maps in tqdm(
     cases,
     total=len(source),
     unit="case",
@@ -152,7 +152,7 @@ def score_cases(
     dynamic_ncols=True,
     disable=not devices.is_main_process(),
   ):
-    scored = score_case(case, probs, disagreement, rule, own)
+    scored = score_case(case, maps.probs, maps.disagreement, rule, own)
     _write_case(folder, scored)
     found.append((case.index, (scored.row, scored.stages)))
   rows, stages = zip(*devices.gather_cases(found), strict=True)

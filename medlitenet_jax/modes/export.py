@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from medlitenet_jax.formats.safetensors import STORED_DTYPES, SUFFIX, write_weights
+from medlitenet_jax.inference.likeness import fit_to_data
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.modes.call import Call, begin
 from medlitenet_jax.modes.opening import open_single
@@ -17,7 +18,26 @@ logger = logging.getLogger(__name__)
 def main(call: Call) -> None:
   """Writes the network that the command line names; see `export`."""
   begin(call, call.output, weights=True)
-  export(*open_single(call), call.output)
+  config, trained = open_single(call)
+  export(config, with_likeness(config, trained), call.output)
+
+
+def with_likeness(config: ConfigDict, trained: Trained) -> Trained:
+  """Fits what the photographs of a network's data look like to it, see `fit_to_data`.
+
+  Args:
+    config: resolved; what the network is evaluated with, and the data.
+    trained: the network.
+
+  Returns:
+    The network with the fit; as it was where that is not possible, with the reason in the log.
+  """
+  try:
+    return trained._replace(likeness=fit_to_data(trained, config))
+  except InputError as error:
+    what = "has none" if trained.likeness is None else "keeps its own"
+    logger.warning("The likeness of photographs is not fitted, and the file %s: %s", what, error)
+    return trained
 
 
 def export(config: ConfigDict, trained: Trained, output: Path) -> None:
@@ -40,12 +60,13 @@ def export(config: ConfigDict, trained: Trained, output: Path) -> None:
   origin = {**trained.origin, "run": name, "network_size": config.eval.image_size}
   origin.pop("weights_sha256", None)  # of the file that was read
   shared = config.copy_and_resolve_references().unlock()
-  # Paths of this machine mean nothing on another.
-  shared.data.root = Path(config.data.root).name
+  # Its own data, whichever the likeness was fitted to. Paths of this machine mean nothing on another.
+  shared.data = trained.config.data.copy_and_resolve_references().unlock()
+  shared.data.root = Path(shared.data.root).name
   shared.train.start_from = Path(config.train.start_from).name
   shared.data.raw = ""
   shared.lock()
   for dtype in STORED_DTYPES:
     path = output / f"{name}{'' if dtype == 'float32' else f'_{dtype}'}{SUFFIX}"
-    write_weights(path, trained.variables, shared, origin, trained.seen, dtype)
+    write_weights(path, trained.variables, shared, origin, trained.seen, dtype, trained.likeness)
     logger.info("%s: %.1f MB", path, path.stat().st_size / 1e6)

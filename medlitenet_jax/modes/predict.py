@@ -216,13 +216,13 @@ def _predict_rest(
     logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
 
   failed: list[dict[str, str]] = []
-  for photograph, probs, disagreement in _predicted(config, networks, left):
+  for photograph, maps in _predicted(config, networks, left):
     if photograph.error:
       failed.append({"photograph": str(photograph.path), "reason": photograph.error})
       tqdm.write(photograph.error)
       continue
     size = photograph.height, photograph.width
-    found = outline_of_maps(probs, disagreement, *size, rule, mm_per_pixel)
+    found = outline_of_maps(maps, *size, rule, mm_per_pixel)
     _write_pictures(photograph, found, rule, output)
     row = _row(photograph, found)
     tables.append_csv(output / MEASUREMENTS_FILE, row)

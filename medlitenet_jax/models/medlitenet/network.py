@@ -19,6 +19,7 @@ from medlitenet_jax.models.layers import (
   Pointwise,
   SeparableConv,
   Stem,
+  summarised,
 )
 from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlobalFusion
 from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap
@@ -197,7 +198,8 @@ class MedLiteNet(nn.Module):
       train: whether BatchNorm uses the batch's statistics and dropout acts (RNG "dropout").
 
     Returns:
-      {"mask": [B, H, W, 1] float32 logits}; above 0 is lesion.
+      {"mask": [B, H, W, 1] float32 logits}; above 0 is lesion. In inference also "features", the
+      [B, D] float32 summary of what the encoder sees up to stride 16.
 
     Raises:
       ValueError: if H or W is not accepted.
@@ -208,7 +210,7 @@ class MedLiteNet(nn.Module):
     features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
       image.astype(self.dtype), train=train
     )
-    skips, deep = features[:-1], features[-1]
+    skips, deep = [*features[:-1]], features[-1]
 
     context = None
     if self.mixer:
@@ -247,4 +249,5 @@ class MedLiteNet(nn.Module):
       decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
       x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
-    return {"mask": ops.upsample2x(logits, self.form)}
+    outputs = {"mask": ops.upsample2x(logits, self.form)}
+    return outputs if train else {**outputs, "features": summarised(features[:4])}
