@@ -78,7 +78,7 @@ def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
 def test_never_on_the_split_that_is_scored(config, tmp_path):
   with config.unlocked():
     config.eval.split = "val"
-  with pytest.raises(InputError, match="split being scored"):
+  with pytest.raises(InputError, match="among what is scored"):
     choose_threshold(darkness, [NETWORK], config, tmp_path)
 
 
