@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+# What `measure_lesion` adds where the scale is known.
+IN_MM = ("area_mm2", "perimeter_mm", "largest_diameter_mm", "smallest_diameter_mm")
 FOLDED_SIZE = 512  # pixels; a longer lesion is reduced to at most this before it is folded
 
 # Lengths of a chain code's steps along the grid, its diagonal steps and its corners, for which
@@ -46,8 +48,8 @@ def measure_lesion(
     `touches_frame`: 1 if the lesion touches the frame and may continue outside it, else 0. If 1,
     area and diameters are lower bounds and the frame counts as outline;
     `frame_share`: length of frame that the lesion covers, over the perimeter.
-    With `mm_per_pixel` also `area_mm2`, `perimeter_mm`, `largest_diameter_mm` and
-    `smallest_diameter_mm`. Without a lesion, asymmetry and irregularity are None, the rest 0.
+    With `mm_per_pixel` also those of `IN_MM`. Without a lesion, asymmetry and irregularity are
+    None, the rest 0.
 
   Raises:
     ValueError: if mask is not [H, W] uint8 of 0 and 1 or mm_per_pixel is not above 0.
@@ -69,8 +71,8 @@ def measure_lesion(
   }
   if mm_per_pixel is not None:
     row["area_mm2"] = area * mm_per_pixel**2
-    for name in ("perimeter", "largest_diameter", "smallest_diameter"):
-      row[f"{name}_mm"] = shape[f"{name}_px"] * mm_per_pixel
+    for name in IN_MM[1:]:
+      row[name] = shape[f"{name.removesuffix('mm')}px"] * mm_per_pixel
   return row
 
 
