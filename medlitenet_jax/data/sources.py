@@ -220,20 +220,17 @@ def drawn(
   Returns:
     Indices of the cases, rising; None if there is no limit.
   """
-  field = "max_train_images" if split == "train" else "max_eval_images"
-  limit = data[field]
+  to_learn = split == "train"
+  limit = data["max_train_images"] if to_learn else data["max_eval_images"]
   if not 0 < limit < len(case_ids):
     return None
-  start = f"{seed if split == 'train' else 'eval'} drawn "
+  start = f"{seed if to_learn else 'eval'} drawn "
 
   def place(index: int) -> bytes:
     return hashlib.sha256((start + case_ids[index]).encode()).digest()
 
-  by_seed = f" by config.seed={seed}" if split == "train" else ""
-  logger.info(
-    "%s: %d of %d cases, drawn at random%s, as config.data.%s says.",
-    *(split, limit, len(case_ids), by_seed, field),
-  )
+  how = f"by config.seed={seed}" if to_learn else "for every seed the same"
+  logger.info("%s: %d of %d cases, drawn at random, %s.", split, limit, len(case_ids), how)
   return sorted(sorted(range(len(case_ids)), key=place)[:limit])
 
 

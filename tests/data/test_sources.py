@@ -279,7 +279,7 @@ def test_a_limit_draws_by_the_seed_and_says_so(tmp_path, caplog):
 
   with caplog.at_level(logging.INFO):
     first = kept("train", 8, 0)
-  assert "train: 8 of 25 cases, drawn at random by config.seed=0" in caplog.text
+  assert "train: 8 of 25 cases, drawn at random, by config.seed=0." in caplog.text
   assert kept("train", 8, 0) == first == sorted(first)
   assert set(first) < set(kept("train", 12, 0))
   draws = [kept("train", 8, seed) for seed in range(4)]

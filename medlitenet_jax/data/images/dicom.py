@@ -1,8 +1,11 @@
 """DICOM files, read by the optional package pydicom."""
 
 import dataclasses
+import functools
 import io
+import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -82,16 +85,16 @@ def decode(content: bytes, path: Path) -> tuple[np.ndarray, int]:
   header = _header(dataset, path)
   if "PixelData" not in dataset:
     raise InputError(f"{path}: has no picture in it; remove it")
-  from pydicom.pixels import pixel_array
+  from pydicom.pixels import get_decoder, pixel_array
 
-  _refuse_other_size_within(dataset, header, path)
-  try:
-    pixels = pixel_array(dataset)
-  except (RuntimeError, NotImplementedError) as error:
-    kind = dataset.file_meta.TransferSyntaxUID.name
-    raise InputError(
-      f"{path}: its compression ({kind}) is not read; save it uncompressed or as JPEG"
-    ) from error
+  syntax = dataset.file_meta.TransferSyntaxUID
+  if syntax.is_compressed:
+    if not get_decoder(syntax).is_available:
+      raise InputError(
+        f"{path}: its compression ({syntax.name}) is not read; save it uncompressed or as JPEG"
+      )
+    _refuse_other_size_within(dataset, header, path)
+  pixels = pixel_array(dataset)
   most = 2**dataset.BitsStored - 1
   if dataset.PhotometricInterpretation == "MONOCHROME1":  # 0 is white
     pixels = pixels.dtype.type(most) - pixels
@@ -108,6 +111,7 @@ def _read(file: BinaryIO, path: Path, **options: Any) -> "Dataset":
       f'{path}: DICOM needs the package pydicom; pip install "medlitenet_jax[dicom]", or in a '
       "clone pip install pydicom"
     ) from error
+  _silence()
   file.seek(0)
   read_preamble(file, force=False)
   if _read_file_meta_info(file).get("TransferSyntaxUID") == _DEFLATED:
@@ -115,6 +119,13 @@ def _read(file: BinaryIO, path: Path, **options: Any) -> "Dataset":
     raise InputError(f"{path}: is deflated as a whole, which is not read; save it as JPEG")
   file.seek(0)
   return pydicom.dcmread(file, **options)
+
+
+@functools.cache  # once
+def _silence() -> None:
+  """Keeps pydicom from logging the traceback of what it raises, and small faults of headers."""
+  logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", module="pydicom")
 
 
 def _header(dataset: "Dataset", path: Path) -> Header:
@@ -160,8 +171,6 @@ def _mm_per_pixel(dataset: "Dataset", path: Path) -> float | None:
 
 def _refuse_other_size_within(dataset: "Dataset", header: Header, path: Path) -> None:
   """Refuses a compressed picture of another size than the header says, before it is decoded."""
-  if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-    return
   from pydicom.encaps import get_frame
 
   frame = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))

@@ -24,8 +24,8 @@ IMAGE_SUFFIXES = (
   *(*heic.SUFFIXES, *dicom.SUFFIXES),
 )
 # Limits on pixels, because a small file can claim a size larger than the memory; decoding within
-# them takes under 2 GiB. "Deep" is with a fourth channel or transparency, "wide" is 16 bits per
-# channel, which are decoded twice.
+# them takes under 2 GiB. "Deep" is with a fourth channel or transparency, which WebP always
+# decodes; "wide" is 16 bits per channel, which are decoded twice.
 MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
 # Pillow supports many more formats, some by calling other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF", "GIF")
@@ -146,7 +146,7 @@ def _refuse_huge(path: Path, width: int, height: int, most: int) -> None:
 
 def _refuse_unfit(path: Path, image: ImageFile.ImageFile) -> None:
   """Raises InputError for an image of too many pixels, or of more than one frame."""
-  deep = image.has_transparency_data or len(image.getbands()) > 3
+  deep = image.has_transparency_data or len(image.getbands()) > 3 or image.format == "WEBP"
   most = MAX_DEEP_PIXELS if deep else MAX_PIXELS
   if sixteen_bit.is_wide(image):
     most = MAX_WIDE_PIXELS
