@@ -101,9 +101,10 @@ class Scan:
     }.get(first.kind)
     if who is None:
       raise InputError(first.what)
+    what = "1 file that is" if len(names) == 1 else f"{len(names)} files that are"
     raise InputError(
-      f"{who[0]} {len(names)} files that are not in {self.root}/{who[1]}: {named}; add them, or "
-      "leave these cases out"
+      f"{who[0]} {what} not in {self.root}/{who[1]}: {named}; add what is missing, or leave the "
+      "case out"
     )
 
   def count(self, kind: str) -> int:

@@ -48,8 +48,8 @@ def measure_lesion(
     `touches_frame`: 1 if the lesion touches the frame and may continue outside it, else 0. If 1,
     area and diameters are lower bounds and the frame counts as outline;
     `frame_share`: length of frame that the lesion covers, over the perimeter.
-    With `mm_per_pixel` also those of `IN_MM`. Without a lesion, asymmetry and irregularity are
-    None, the rest 0.
+    With `mm_per_pixel` also `area_mm2`, `perimeter_mm`, `largest_diameter_mm` and
+    `smallest_diameter_mm`. Without a lesion, asymmetry and irregularity are None, the rest 0.
 
   Raises:
     ValueError: if mask is not [H, W] uint8 of 0 and 1 or mm_per_pixel is not above 0.

@@ -370,7 +370,7 @@ def test_training_needs_every_pair_that_the_splits_name(root):
   mask = root / "masks" / "d_segmentation.png"
   content = mask.read_bytes()
   mask.unlink()
-  with pytest.raises(InputError, match=r"/masks: d_segmentation \(test\); add them"):
+  with pytest.raises(InputError, match=r"/masks: d_segmentation \(test\); add what is missing"):
     training()
   assert len(folder_source(root, "train")) == 3  # which is scored without it
   mask.write_bytes(content)
