@@ -56,14 +56,14 @@ docs: .venv-docs/.installed
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
-# Pins anew what pyproject.toml asks for.
+# Pins anew what pyproject.toml asks for; the tests need the optional formats too.
 requirements: install
 	$(PY) -m pip install --quiet uv
 	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	  --no-header --no-annotate pyproject.toml --output-file requirements.txt
 	(echo "-r requirements.txt"; $(PY) -m uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --no-header --no-annotate --constraint requirements.txt \
-	  --extra dev pyproject.toml | grep -vxFf requirements.txt) > requirements-dev.tmp
+	  --extra dev --extra heic --extra dicom pyproject.toml | grep -vxFf requirements.txt) > requirements-dev.tmp
 	mv requirements-dev.tmp requirements-dev.txt
 	(echo "# The site of docs/ alone; needs nothing of requirements.txt."; $(PY) -c \
 	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \

@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
   config.data.split_seed = 0
   config.data.val_fraction = 0.1  # of the groups
   config.data.test_fraction = 0.1
-  config.data.max_train_images = 0  # 0: all
-  config.data.max_eval_images = 0  # 0: all
+  config.data.max_train_images = 0  # of train, drawn at random by the seed; 0: all
+  config.data.max_eval_images = 0  # of the split that is scored, for every seed the same; 0: all
   config.data.num_threads = 0  # reader threads; 0: one per core. Does not change the order of cases
   config.data.prefetch_batches = 0  # batches read ahead; 0: one per thread, from 4 up to 16
   # Memory for keeping decoded photographs and masks of train; 0: decode them at every use.
@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
   config.train.max_skipped_in_a_row = 20
 
   config.eval = ConfigDict()
-  config.eval.split = "test"  # train, val, test
+  config.eval.split = "test"  # train, val, test, or all of them: all
   # Side of the network's input in pixels; 0: the last of train.image_sizes, for each member.
   config.eval.image_size = 0
   config.eval.batch_size = 16

@@ -46,8 +46,11 @@ _weights = flags.DEFINE_string(
 _input = flags.DEFINE_multi_string(
   "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
 )
-_mm_per_pixel = flags.DEFINE_float(
-  "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
+_mm_per_pixel = flags.DEFINE_string(
+  "mm_per_pixel",
+  None,
+  "Scale of the photographs, or a CSV file with the columns id,mm_per_pixel for several; predict "
+  "then measures in millimetres as well.",
 )
 _force = flags.DEFINE_bool(
   "force", False, "Train continues a run with changed fields that only this flag lets change."

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from medlitenet_jax.data.augment.on_device import ON_HOST, refuse_undrawable
 from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.preprocess import Preprocessing
-from medlitenet_jax.data.splits import SPLITS
+from medlitenet_jax.data.sources import SOURCES
+from medlitenet_jax.data.splits import ALL, SPLITS
 from medlitenet_jax.models.entry import Sizes
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import model_sizes, resolve_model
@@ -54,7 +55,7 @@ class Field(NamedTuple):
 FIELDS: dict[str, Field] = {
   "seed": Field(whole(0, 2**32 - 1)),
   "precision": Field(one_of(("auto", *DTYPES))),
-  "data.source": Field(),
+  "data.source": Field(one_of(SOURCES)),
   "data.root": Field(resume=FREE),  # whether it has the same cases is checked separately
   "data.raw": Field(resume=FREE),
   "data.working_size": Field(whole(32, LARGEST_SIDE)),
@@ -102,7 +103,7 @@ FIELDS: dict[str, Field] = {
   "train.validate_every_epochs": Field(whole(1, _INT32), FORCE_ONLY),
   "train.log_every_steps": Field(whole(1, _INT32), FREE),
   "train.max_skipped_in_a_row": Field(whole(0, _INT32), FREE),
-  "eval.split": Field(one_of(SPLITS), FREE),
+  "eval.split": Field(one_of((*SPLITS, ALL)), FREE),
   "eval.image_size": Field(),
   "eval.batch_size": Field(whole(1, 65_536), FREE),
   "eval.threshold": Field(number(least=0, below=1), FREE),

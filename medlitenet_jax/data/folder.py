@@ -1,6 +1,7 @@
 """A user's folder of photographs and masks: pairs the files and finds problems.
 
-Training stops at the first problem of its split; `--mode=check` lists all of them.
+Training stops at the first problem of any split, scoring at the first of the split that is scored;
+`--mode=check` lists all of them.
 """
 
 import collections
@@ -76,13 +77,23 @@ class Scan:
   broken: dict[str, list[FolderCase]]
   problems: list[Problem]
 
-  def refuse(self, split: str) -> None:
-    """Raises InputError for the first problem that stops a split from being used, if any."""
-    found = [p for p in self.problems if p.stops_training and p.split in ("", split)]
+  def refuse(self, may_be_empty: Sequence[str] = ()) -> None:
+    """Raises InputError for the first problem that stops the splits from being used, if any.
+
+    Args:
+      may_be_empty: the splits that need no case.
+    """
+    found = [
+      problem
+      for problem in self.problems
+      if problem.stops_training
+      and not (problem.kind == "empty_split" and problem.split in may_be_empty)
+    ]
     if not found:
       return
     first = min(found, key=lambda problem: list(STOPS_TRAINING).index(problem.kind))
-    names = [problem.name for problem in found if problem.kind == first.kind]
+    alike = [problem for problem in found if problem.kind == first.kind]
+    names = [f"{p.name} ({p.split})" if len(self.cases) > 1 else p.name for p in alike]
     named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     who = {
       "missing_photograph": (f"{self.root}/{SPLITS_FILE} names", "images"),
@@ -90,9 +101,10 @@ class Scan:
     }.get(first.kind)
     if who is None:
       raise InputError(first.what)
+    what = "1 file that is" if len(names) == 1 else f"{len(names)} files that are"
     raise InputError(
-      f"{who[0]} {len(names)} files that are not in {self.root}/{who[1]}: {named}; add them, or "
-      "leave these cases out"
+      f"{who[0]} {what} not in {self.root}/{who[1]}: {named}; add what is missing, or leave the "
+      "case out"
     )
 
   def count(self, kind: str) -> int:

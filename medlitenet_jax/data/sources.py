@@ -4,6 +4,8 @@ A source is a sequence of cases that are read on access. `create_source` chooses
 `config.data.source`; a new source needs a class here and a branch there.
 """
 
+import dataclasses
+import hashlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,13 +15,14 @@ from typing import Any
 from medlitenet_jax.data.cases import Case, Source
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
 from medlitenet_jax.data.images import image_files
-from medlitenet_jax.data.splits import SPLITS
+from medlitenet_jax.data.splits import ALL, SPLITS
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.system.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # keys of official.BUILDERS
+SOURCES = ("folder", "synthetic", *SET_NAMES)
 
 
 class SyntheticSource:
@@ -105,16 +108,17 @@ class CachedCases:
     return case
 
 
-class FirstCases:
-  """The first cases of another source.
+class SomeCases:
+  """Some of the cases of one source, or of several together.
 
   Attributes:
-    case_ids: names of the cases kept.
+    case_ids: names of the cases.
   """
 
-  def __init__(self, source: Source, count: int):
-    """Keeps the first `count` cases of `source`."""
-    self._source, self.case_ids = source, source.case_ids[:count]
+  def __init__(self, places: Sequence[tuple[Source, int]]):
+    """Takes each case's source and its index there, in their new order."""
+    self._places = places
+    self.case_ids = [source.case_ids[index] for source, index in places]
 
   def __len__(self) -> int:
     """Number of cases."""
@@ -122,7 +126,8 @@ class FirstCases:
 
   def __getitem__(self, index: int) -> Case:
     """Reads one case."""
-    return self._source[index]
+    source, place = self._places[index]
+    return dataclasses.replace(source[place], index=index)
 
 
 def create_source(
@@ -132,10 +137,10 @@ def create_source(
 
   Args:
     data: `config.data` as a mapping.
-    split: one of `SPLITS`.
-    seed: seed of generated cases.
+    split: one of `SPLITS`, or `ALL` for the cases of all that are not empty.
+    seed: seed of generated cases, and of the draw where `max_train_images` limits `train`.
     to_score: True: masks at the photograph's original size, for scoring; False: at the size of the
-      image, for training.
+      image, for training, for which no split of a folder may have a case that cannot be used.
 
   Returns:
     A source of at least one case.
@@ -143,49 +148,96 @@ def create_source(
   Raises:
     InputError: if the source, its folder or the split cannot be used.
   """
-  if split not in SPLITS:
-    raise InputError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-  source: Source
+  if split not in (*SPLITS, ALL):
+    raise InputError(f"split {split!r} is not one of {', '.join((*SPLITS, ALL))}")
+  if data["source"] not in SOURCES:
+    raise InputError(f"config.data.source: {data['source']!r} is not one of {', '.join(SOURCES)}")
+  splits = SPLITS if split == ALL else (split,)
+  found: Sequence[Source]
   if data["source"] == "folder":
-    scan = create_scan(data, (split,))
-    scan.refuse(split)
-    _warn_of_unlisted(scan)
-    source = FolderSource(scan.cases[split])
+    found = _folder_sources(data, splits, to_score)
   elif data["source"] == "synthetic":
-    synthetic = data["synthetic"]
-    count = synthetic[f"num_{split}"]
-    if count < 1:
-      raise InputError(f"config.data.synthetic.num_{split} is {count}; give it 1 or more")
-    source = SyntheticSource(
+    found = _synthetic_sources(data["synthetic"], splits, seed)
+  else:
+    from medlitenet_jax.data.public import official  # here because importing TFDS is slow
+
+    builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
+    found = official.prepared_sources(builder, splits, to_score)
+  if split == ALL:
+    joined = [(source, index) for source in found for index in range(len(source))]
+    return limited(SomeCases(joined), data, split, seed)
+  return limited(found[0], data, split, seed)
+
+
+def _folder_sources(
+  data: Mapping[str, Any], splits: Sequence[str], to_score: bool
+) -> list[FolderSource]:
+  """The splits of a folder; of several, those that are not empty."""
+  checked = splits if to_score else SPLITS
+  scan = create_scan(data, checked)
+  scan.refuse(may_be_empty=checked if len(splits) > 1 else [s for s in checked if s not in splits])
+  found = [FolderSource(scan.cases[split]) for split in splits if scan.cases[split]]
+  if not found:
+    raise InputError(f"{scan.root}: every split is empty; put cases there")
+  _warn_of_unlisted(scan)
+  return found
+
+
+def _synthetic_sources(
+  synthetic: Mapping[str, Any], splits: Sequence[str], seed: int
+) -> list[SyntheticSource]:
+  """The generated splits; of several, those that are not empty."""
+  counts = {split: synthetic[f"num_{split}"] for split in splits}
+  if not any(counts.values()):
+    fields = ", ".join(f"config.data.synthetic.num_{split}" for split in splits)
+    raise InputError(f"{fields}: 0 cases; give it 1 or more")
+  return [
+    SyntheticSource(
       seed=seed,
       first=SPLITS.index(split) * 1_000_000,  # far apart, so that no picture is in two splits
       count=count,
       image_size=synthetic["image_size"],
     )
-  elif data["source"] in SET_NAMES:
-    from medlitenet_jax.data.public import official  # here because importing TFDS is slow
-
-    builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
-    source = official.PreparedSource(builder, split, to_score)
-  else:
-    names = ", ".join(("folder", "synthetic", *SET_NAMES))
-    raise InputError(f"config.data.source: {data['source']!r} is not one of {names}")
-  return limited(source, data, split)
+    for split, count in counts.items()
+    if count
+  ]
 
 
-def limited(source: Source, data: Mapping[str, Any], split: str) -> Source:
-  """Limits a source to its first cases, as `max_train_images` and `max_eval_images` say.
+def drawn(
+  case_ids: Sequence[str], data: Mapping[str, Any], split: str, seed: int
+) -> Sequence[int] | None:
+  """Draws the cases that `max_train_images` or `max_eval_images` leave of a split.
+
+  A larger limit keeps those of a smaller one. Those of other splits than `train` do not depend on
+  the seed, for scores of runs with several seeds to be of the same cases.
 
   Args:
-    source: all cases of the split.
+    case_ids: names of all cases of the split.
     data: `config.data` as a mapping.
-    split: one of `SPLITS`.
+    split: one of `SPLITS`, or `ALL`.
+    seed: of the draw from `train`.
 
   Returns:
-    The limited source, or `source` itself if there is no limit.
+    Indices of the cases, rising; None if there is no limit.
   """
-  limit = data["max_train_images"] if split == "train" else data["max_eval_images"]
-  return FirstCases(source, limit) if 0 < limit < len(source) else source
+  to_learn = split == "train"
+  limit = data["max_train_images"] if to_learn else data["max_eval_images"]
+  if not 0 < limit < len(case_ids):
+    return None
+  start = f"{seed if to_learn else 'eval'} drawn "
+
+  def place(index: int) -> bytes:
+    return hashlib.sha256((start + case_ids[index]).encode()).digest()
+
+  how = f"by config.seed={seed}" if to_learn else "for every seed the same"
+  logger.info("%s: %d of %d cases, drawn at random, %s.", split, limit, len(case_ids), how)
+  return sorted(sorted(range(len(case_ids)), key=place)[:limit])
+
+
+def limited(source: Source, data: Mapping[str, Any], split: str, seed: int) -> Source:
+  """The cases of a source that are `drawn`, or `source` itself if there is no limit."""
+  indices = drawn(source.case_ids, data, split, seed)
+  return source if indices is None else SomeCases([(source, index) for index in indices])
 
 
 def _warn_of_unlisted(scan: Scan) -> None:

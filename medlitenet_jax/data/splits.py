@@ -1,17 +1,19 @@
 """Assigns photographs to splits: by `splits.csv`, or by a hash of their name or group."""
 
-import csv
 import dataclasses
 import hashlib
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
+from medlitenet_jax.data.images.image_files import without_ending
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.files import read_text
+from medlitenet_jax.system.tables import Table, read_table
 
 SPLITS = ("train", "val", "test")
+ALL = "all"  # every split together; cases are scored in it, not assigned to it
 SPLITS_FILE = "splits.csv"
+# What else a split is called, in any capitals. Not "dev": some call so what a network learns from.
+OTHER_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +60,15 @@ class Assignment:
   unlisted: list[str]
 
 
-def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assignment:
+def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Assignment:
   """Splits cases.
 
   Args:
     path: path of `splits.csv` with the columns id and split, or id and the rule's group column, or
-      all three; may be missing. If there is a split column, a case without a row is in no split.
-      Otherwise a case without a row or with an empty group forms a group of its own.
+      all three, as `read_table` reads it; may be missing. If there is a split column, a case
+      without a row is in no split. Otherwise a case without a row or with an empty group forms a
+      group of its own. Names of columns and splits may have other capitals, splits those of
+      `OTHER_NAMES` too, and an id the ending of the photograph's file.
     case_ids: names of the photographs.
     rule: splits the cases if the file has no split column.
 
@@ -74,18 +78,22 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
   Raises:
     InputError: if the file cannot be read or lacks a column.
   """
-  columns, rows = _read_rows(path, rule.group_column)
-  if not columns:
+  table = _read_rows(path, rule.group_column)
+  if table is None:
     return Assignment({case_id: rule.split_of(case_id) for case_id in case_ids}, [], [])
-  given = "split" in columns
+  id_column, split_column = table.column("id") or "", table.column("split")
+  group_column = table.column(rule.group_column) if rule.group_column else None
   splits: dict[str, str] = {}
   members: dict[str, set[str]] = {}  # the splits of each group's rows
   refusals = []
-  for number, row in rows:
-    case_id, group = row["id"] or "", (row[rule.group_column] or "") if rule.group_column else ""
-    split = row["split"] if given else rule.split_of(group or case_id)
+  known = frozenset(case_ids)
+  for number, row in table.rows:
+    case_id = without_ending(row[id_column], known)
+    group = row[group_column] if group_column else ""
+    given = row[split_column] if split_column else rule.split_of(group or case_id)
+    split = OTHER_NAMES.get(given.lower(), given.lower())
     if split not in SPLITS:
-      reason = f"split {split!r} is not one of {', '.join(SPLITS)}"
+      reason = f"split {given!r} is not one of {', '.join(SPLITS)}"
     elif case_id in splits:
       reason = f"{case_id} is listed twice; remove one line"
     elif not case_id:
@@ -103,34 +111,28 @@ def assign_splits(path: Path, case_ids: Iterable[str], rule: SplitRule) -> Assig
         (group, f"{path}: {rule.group_column} {group!r} is in {where}; keep it in one split")
       )
   unlisted = [case_id for case_id in case_ids if case_id not in splits]
-  if not given:
+  if not split_column:
     splits |= {case_id: rule.split_of(case_id) for case_id in unlisted}
   return Assignment(splits, refusals, unlisted)
 
 
-def _read_rows(path: Path, group_column: str) -> tuple[list[str], list[tuple[int, dict]]]:
-  """Column names, and rows with their line numbers; both empty if the file does not exist."""
+def _read_rows(path: Path, group_column: str) -> Table | None:
+  """The file; None if it does not exist."""
   if not path.exists():
     if group_column:
       raise InputError(
         f"{path}: missing, but config.data.group_column={group_column!r} names a column of it"
       )
-    return [], []
-  try:
-    lines = unicodedata.normalize("NFC", read_text(path)).splitlines()
-    reader = csv.DictReader(lines, skipinitialspace=True)
-    rows = [(reader.line_num, row) for row in reader]
-  except (OSError, ValueError, csv.Error) as error:
-    raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
-  columns = list(reader.fieldnames or ())
-  if group_column and group_column not in columns:
+    return None
+  table = read_table(path)
+  if group_column and table.column(group_column) is None:
     raise InputError(
       f"{path}: has no column {group_column!r}, which config.data.group_column names; its columns "
-      f"are {', '.join(map(repr, columns)) or 'none'}"
+      f"are {', '.join(map(repr, table.columns)) or 'none'}"
     )
-  if "id" not in columns or ("split" not in columns and not group_column):
+  if table.column("id") is None or (table.column("split") is None and not group_column):
     raise InputError(
       f"{path}: needs a first line with the columns id and split, or id and the column that "
       "config.data.group_column names"
     )
-  return columns, rows
+  return table

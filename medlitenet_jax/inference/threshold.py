@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.data.splits import ALL
 from medlitenet_jax.inference.networks import Network, Predict
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
@@ -60,12 +61,12 @@ def choose_threshold(
     A multiple of 1 / STEPS in (0, 1); of equally good ones the nearest to one half.
 
   Raises:
-    InputError: if the validation split is the one that is scored, or `eval.hysteresis_low` is not
+    InputError: if the validation split is among what is scored, or `eval.hysteresis_low` is not
       under the chosen threshold.
   """
-  if config.eval.split == "val":
+  if config.eval.split in ("val", ALL):
     raise InputError(
-      "config.eval.threshold=0 chooses the threshold on val, which is the split being scored; "
+      "config.eval.threshold=0 chooses the threshold on val, which is among what is scored; "
       "give a number, or score another split"
     )
   source = create_source(config.data, "val", config.seed)

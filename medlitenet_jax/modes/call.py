@@ -32,7 +32,7 @@ class Call:
     output: folder for what is written, the default one if none is named.
     inputs: photographs, or folders.
     weights: name or path of a weights file that is used in place of a run; None: the run is used.
-    mm_per_pixel: scale of the photographs, or None.
+    mm_per_pixel: scale of the photographs, a number or the path of a table of them, or None.
     force: whether a run may go on with changed fields.
     distributed: whether this is one of several processes.
     start: how a command of this program begins.
@@ -49,7 +49,7 @@ class Call:
   output: Path
   inputs: tuple[Path, ...] = ()
   weights: str | None = None
-  mm_per_pixel: float | None = None
+  mm_per_pixel: str | None = None
   force: bool = False
   distributed: bool = False
   start: str = "medlitenet"

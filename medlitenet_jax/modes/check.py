@@ -17,7 +17,7 @@ from tqdm import tqdm
 from medlitenet_jax.data.cases import Source
 from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, damage
 from medlitenet_jax.data.images.duplicates import Pair, near_duplicates, thumbnail
-from medlitenet_jax.data.sources import FolderSource, create_source, limited
+from medlitenet_jax.data.sources import FolderSource, create_source, drawn
 from medlitenet_jax.data.splits import SPLITS
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages import check as check_page
@@ -94,11 +94,12 @@ def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem]]:
   sources: dict[str, Source]
   if config.data.source == "folder":
     scan = create_scan(config.data)
-    sources = {
-      split: limited(FolderSource(cases), config.data, split) for split, cases in scan.cases.items()
-    }
+    files = {}
+    for split, cases in scan.cases.items():
+      kept = drawn([case.case_id for case in cases], config.data, split, config.seed)
+      files[split] = cases if kept is None else [cases[index] for index in kept]
     problems = [_only_warn_of_test(p) for p in scan.problems] + _hidden_damage(scan)
-    return sources, scan.cases, problems
+    return {split: FolderSource(cases) for split, cases in files.items()}, files, problems
   sources, problems = {}, []
   for split in SPLITS:
     try:

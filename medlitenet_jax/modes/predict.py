@@ -19,6 +19,7 @@ from medlitenet_jax.data.images.image_files import (
   IMAGE_SUFFIXES,
   decode_image,
   find_images,
+  mm_per_pixel,
   read_content,
   refuse_name,
   write_color,
@@ -26,6 +27,7 @@ from medlitenet_jax.data.images.image_files import (
   write_mask,
 )
 from medlitenet_jax.data.images.resize import resize_image
+from medlitenet_jax.data.scales import Scales, read_scales
 from medlitenet_jax.inference.networks import Network, create_predict, precision_of
 from medlitenet_jax.inference.outline import Outline, mask_rule, outline_of_maps
 from medlitenet_jax.inference.stream import predict_cases
@@ -34,6 +36,7 @@ from medlitenet_jax.modes.call import Call, begin
 from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.outlines import PREDICTION_COLOR, outlined
 from medlitenet_jax.scores.masks import MaskRule
+from medlitenet_jax.scores.measure import IN_MM
 from medlitenet_jax.scores.review import review_list
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
@@ -53,13 +56,14 @@ class Photograph:
 
   Attributes:
     index: place in its source.
-    case_id: its name without ending.
+    case_id: its name without ending; with it where another photograph differs in that alone.
     path: of its file.
     image: [H, W, 3] uint8 as read; `predict_cases` replaces it by one of the network's size. One
       black pixel where it cannot be read.
     view: the same with the longer side at most `VIEW_SIDE`, for the overlay.
     height: of the photograph itself, in pixels.
     width: of the photograph itself, in pixels.
+    stated_mm: side of a pixel in mm, as its file states it, or None.
     sha256: of its file, hexadecimal; empty where it cannot be read.
     error: why it cannot be read; empty where it can.
   """
@@ -71,6 +75,7 @@ class Photograph:
   view: np.ndarray
   height: int
   width: int
+  stated_mm: float | None = None
   sha256: str = ""
   error: str = ""
 
@@ -78,9 +83,9 @@ class Photograph:
 class PhotographSource:
   """Photographs in files; one that cannot be read has the reason in `error`."""
 
-  def __init__(self, paths: Sequence[Path]):
-    """Keeps the paths; a file is read when it is indexed."""
-    self._paths = paths
+  def __init__(self, paths: Sequence[Path], case_ids: Mapping[Path, str]):
+    """Keeps the paths, and their `names_of`; a file is read when it is indexed."""
+    self._paths, self._case_ids = paths, case_ids
 
   def __len__(self) -> int:
     """Number of files."""
@@ -89,26 +94,52 @@ class PhotographSource:
   def __getitem__(self, index: int) -> Photograph:
     """Reads one photograph."""
     path = self._paths[index]
+    case_id = self._case_ids[path]
     try:
-      _refuse_long_name(path)
+      _refuse_long_name(path, case_id)
       content = read_content(path)
-      image = decode_image(content, path)
+      image, stated = decode_image(content, path), mm_per_pixel(content, path)
     except InputError as error:
       nothing = np.zeros((1, 1, 3), np.uint8)
-      return Photograph(index, path.stem, path, nothing, nothing, 1, 1, error=str(error))
+      return Photograph(index, case_id, path, nothing, nothing, 1, 1, error=str(error))
     height, width = image.shape[:2]
     scale = min(1.0, VIEW_SIDE / max(height, width))
     view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    return Photograph(index, path.stem, path, image, view, height, width, _sha256(content))
+    return Photograph(index, case_id, path, image, view, height, width, stated, _sha256(content))
 
 
-def _refuse_long_name(path: Path) -> None:
+def _refuse_long_name(path: Path, case_id: str) -> None:
   longest = LONGEST_NAME - len(f"{MASK_SUFFIX}.png{TEMPORARY_SUFFIX}")
-  if len(os.fsencode(path.stem)) > longest:
+  if len(os.fsencode(case_id)) > longest:
     raise InputError(
-      f"{path}: its name without ending is longer than {longest} bytes, so none of its results can "
-      "be named after it; rename it"
+      f"{path}: its name is longer than {longest} bytes, so none of its results can be named after "
+      "it; rename it"
     )
+
+
+def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+  """The names of photographs in the results.
+
+  Args:
+    paths: as `find_photographs` gives them.
+
+  Returns:
+    The name of each file without ending. Of files that differ in the ending alone, it is the whole
+    name of each.
+
+  Raises:
+    InputError: if two would still have one name.
+  """
+  paths = list(paths)
+  stems = collections.Counter(path.stem for path in paths)
+  found: dict[str, Path] = {}
+  for path in paths:
+    name = path.stem if stems[path.stem] == 1 else path.name
+    if found.setdefault(name, path) is not path:
+      raise InputError(
+        f"{path}: its results would have the name of those of {found[name]}; rename one of the two"
+      )
+  return {path: name for name, path in found.items()}
 
 
 def find_photographs(inputs: Sequence[Path]) -> list[Path]:
@@ -121,12 +152,13 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
     Paths without repetition, in the order given, those of a folder sorted.
 
   Raises:
-    InputError: if an input does not exist, holds no image, or two photographs share a name.
+    InputError: if an input does not exist, holds no image, or two photographs share a name with
+      its ending.
   """
   found: dict[str, Path] = {}
   for given in inputs:
     if given.is_dir():
-      paths = list(find_images(given).values())
+      paths = find_images(given)
       others = sorted(path.name for path in set(given.iterdir()).difference(paths))
       if others:
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
@@ -142,11 +174,11 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
       refuse_name(given)
       paths = [given]
     for path in paths:
-      if found.setdefault(path.stem, path).resolve() != path.resolve():
+      if found.setdefault(path.name, path).resolve() != path.resolve():
         raise InputError(
-          f"{path}: {found[path.stem]} has the same name; predict each into an --output of its own"
+          f"{path}: {found[path.name]} has the same name; predict each into an --output of its own"
         )
-  folded = collections.Counter(name.casefold() for name in found)
+  folded = collections.Counter(name.casefold() for name in names_of(found.values()).values())
   if alike := sum(count for count in folded.values() if count > 1):
     logger.warning(
       "%d photographs have names that differ in case only; some file systems keep only one of "
@@ -159,13 +191,12 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
 def main(call: Call) -> None:
   """Outlines the photographs that the command line names; see `predict`."""
   begin(call, call.output, weights=True, inputs=True)
-  if call.mm_per_pixel is not None and not 0 < call.mm_per_pixel < float("inf"):
-    raise InputError(f"--mm_per_pixel is {call.mm_per_pixel!r}; it takes a number above 0")
+  scales = read_scales(call.mm_per_pixel)
   config, networks = open_networks(call)
   paths = find_photographs(call.inputs)
   threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
   rule = mask_rule(config.eval, threshold)
-  predict(config, networks, rule, paths, call.output, call.mm_per_pixel)
+  predict(config, networks, rule, paths, call.output, scales)
 
 
 def predict(
@@ -174,7 +205,7 @@ def predict(
   rule: MaskRule,
   paths: Sequence[Path],
   output: Path,
-  mm_per_pixel: float | None = None,
+  scales: Scales | None = None,
 ) -> None:
   """Outlines the lesions in photographs; a second call goes on where the first stopped.
 
@@ -186,50 +217,55 @@ def predict(
     output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
-    mm_per_pixel: side of a pixel on the skin, above 0, or None if it is not known.
+    scales: of the photographs, or None if none is known but what their files state.
 
   Raises:
     InputError: if nothing can be predicted, if `output` was made with other settings or another
       process writes to it, and, once all others are done, if a photograph could not be read.
   """
-  settings = _settings(config, networks, rule, mm_per_pixel)
+  scales = scales or Scales()
+  settings = _settings(config, networks, rule, scales)
   notes = {"runs": [network.origin["run"] for network in networks]}
   claim_folder(output, SETTINGS_FILE, settings, "--output")
   with lock_folder(output, "is predicting into it", "--output"):
     # Again: another process may have written to it between the first check and the lock.
     claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
-    _predict_rest(config, networks, rule, mm_per_pixel, paths, output)
+    _predict_rest(config, networks, rule, scales, names_of(paths), output)
 
 
 def _predict_rest(
   config: ConfigDict,
   networks: Sequence[Network],
   rule: MaskRule,
-  mm_per_pixel: float | None,
-  paths: Sequence[Path],
+  scales: Scales,
+  paths: Mapping[Path, str],
   output: Path,
 ) -> None:
   """Outlines the photographs that earlier calls have left; the folder must be locked."""
   done, failed_before = _rows_of(output)
-  left = [path for path in paths if not _is_done(path, done, output)]
+  _refuse_other_names(paths, done, output)
+  left = [path for path in paths if not _is_done(path, paths[path], scales, done, output)]
   if len(left) < len(paths):
     logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
 
   failed: list[dict[str, str]] = []
-  for photograph, maps in _predicted(config, networks, left):
+  source = PhotographSource(left, paths)
+  for photograph, maps in _predicted(config, networks, source):
     if photograph.error:
       failed.append({"photograph": str(photograph.path), "reason": photograph.error})
       tqdm.write(photograph.error)
       continue
     size = photograph.height, photograph.width
-    found = outline_of_maps(maps, *size, rule, mm_per_pixel)
+    scale = scales.of(photograph.path, photograph.stated_mm)
+    found = outline_of_maps(maps, *size, rule, scale)
     _write_pictures(photograph, found, rule, output)
-    row = _row(photograph, found)
+    row = _row(photograph, found, scale)
     tables.append_csv(output / MEASUREMENTS_FILE, row)
     done[photograph.case_id] = row
-  asked = {path.stem for path in paths}
-  others = [row for row in failed_before if Path(row["photograph"]).stem not in asked]
+  asked = {path.name for path in paths}
+  others = [row for row in failed_before if Path(row["photograph"]).name not in asked]
   _finish(output, done, [*others, *failed], config.eval.review_below)
+  _count_without_scale([done[name] for name in paths.values() if name in done], scales)
   logger.info("Outlined %d of %d photographs: %s", len(paths) - len(failed), len(paths), output)
   if failed:
     names = [Path(row["photograph"]).name for row in failed]
@@ -240,23 +276,34 @@ def _predict_rest(
     )
 
 
-def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[Path]) -> Iterable:
+def _count_without_scale(rows: Sequence[Mapping[str, Any]], scales: Scales) -> None:
+  """Says how many photographs have no scale, where others have one or were to have one."""
+  without = sum(not row["mm_per_pixel"] for row in rows)
+  if without and (without < len(rows) or scales.by_name is not None):
+    logger.warning(
+      "%d of %d photographs have no scale and are measured in pixels alone.", without, len(rows)
+    )
+
+
+def _predicted(
+  config: ConfigDict, networks: Sequence[Network], source: PhotographSource
+) -> Iterable:
   """The photographs with their maps, under a progress bar."""
-  if not paths:
+  if not len(source):
     return []
   with config.unlocked():  # a row that only fills a batch costs as much as a photograph
-    config.eval.batch_size = min(config.eval.batch_size, len(paths))
+    config.eval.batch_size = min(config.eval.batch_size, len(source))
   cases = predict_cases(
     create_predict(networks, config.eval.tta),
-    PhotographSource(paths),
+    source,
     [network.image_size for network in networks],
     config,
   )
-  return tqdm(cases, total=len(paths), unit="photograph", desc="predict", dynamic_ncols=True)
+  return tqdm(cases, total=len(source), unit="photograph", desc="predict", dynamic_ncols=True)
 
 
 def _settings(
-  config: ConfigDict, networks: Sequence[Network], rule: MaskRule, mm_per_pixel: float | None
+  config: ConfigDict, networks: Sequence[Network], rule: MaskRule, scales: Scales
 ) -> dict[str, Any]:
   """The settings that two calls must share for their results to stand in one table.
 
@@ -277,7 +324,8 @@ def _settings(
     "hysteresis_low": rule.low,
     "postprocessing": list(rule.steps),
     "precision": precision_of(networks),
-    "mm_per_pixel": mm_per_pixel,
+    # A table may gain rows, so the scale that was used stands in the row of each photograph.
+    "mm_per_pixel": "by photograph" if scales.by_name is not None else scales.every,
   }
 
 
@@ -302,7 +350,7 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   try:
     for row in rows:
       float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"])
-      int(row["regions"]), float(row["frame_share"])
+      int(row["regions"]), float(row["frame_share"]), float(row["mm_per_pixel"] or 0)
       row["photograph"], row["sha256"]
     done = {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
@@ -316,12 +364,28 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   return done, failed
 
 
-def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
-  row = done.get(path.stem)
+def _refuse_other_names(
+  paths: Mapping[Path, str], done: Mapping[str, Mapping[str, Any]], output: Path
+) -> None:
+  """Refuses a photograph that is done under another name, which would be listed twice."""
+  names = {row["photograph"]: name for name, row in done.items()}
+  for path, name in paths.items():
+    if (before := names.get(path.name, name)) != name:
+      raise InputError(
+        f"{path}: {output} has its results by the name {before}, which would now be {name}, "
+        "because of photographs that differ in the ending alone; choose another --output"
+      )
+
+
+def _is_done(
+  path: Path, case_id: str, scales: Scales, done: Mapping[str, Mapping[str, Any]], output: Path
+) -> bool:
+  row = done.get(case_id)
   if row is None:
     return False
   try:
     content = read_content(path)
+    scale = scales.of(path, mm_per_pixel(content, path))
   except InputError:  # no longer readable: it is tried again, and listed as failed
     return False
   if row["photograph"] != path.name or row["sha256"] != _sha256(content):
@@ -329,7 +393,9 @@ def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) ->
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
     )
-  return all(file.exists() for file in _files_of(path.stem, output).values())
+  if float(row["mm_per_pixel"] or 0) != (_rounded(scale) if scale else 0):
+    return False
+  return all(file.exists() for file in _files_of(case_id, output).values())
 
 
 def _sha256(content: bytes) -> str:
@@ -349,8 +415,8 @@ def _write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, outp
   write_mask(files["masks"], found.mask)
 
 
-def _row(photograph: Photograph, found: Outline) -> dict[str, Any]:
-  """The row of `measurements.csv` of one photograph."""
+def _row(photograph: Photograph, found: Outline, scale: float | None) -> dict[str, Any]:
+  """The row of `measurements.csv` of one photograph; cells in mm are empty without a scale."""
   return {
     "case_id": photograph.case_id,
     "photograph": photograph.path.name,
@@ -360,7 +426,9 @@ def _row(photograph: Photograph, found: Outline) -> dict[str, Any]:
     "confidence": round(found.confidence, 4),
     "mean_entropy": round(float(found.entropy.mean()), 5),
     "mean_disagreement": round(float(found.disagreement.mean()), 5),
-    **{name: _rounded(value) for name, value in found.measurements.items()},
+    **{name: _rounded(value) for name, value in found.measurements.items() if name not in IN_MM},
+    "mm_per_pixel": _rounded(scale),
+    **{name: _rounded(found.measurements.get(name)) for name in IN_MM},
   }
 
 

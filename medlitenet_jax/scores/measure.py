@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+# What `measure_lesion` adds where the scale is known.
+IN_MM = ("area_mm2", "perimeter_mm", "largest_diameter_mm", "smallest_diameter_mm")
 FOLDED_SIZE = 512  # pixels; a longer lesion is reduced to at most this before it is folded
 
 # Lengths of a chain code's steps along the grid, its diagonal steps and its corners, for which
@@ -69,8 +71,8 @@ def measure_lesion(
   }
   if mm_per_pixel is not None:
     row["area_mm2"] = area * mm_per_pixel**2
-    for name in ("perimeter", "largest_diameter", "smallest_diameter"):
-      row[f"{name}_mm"] = shape[f"{name}_px"] * mm_per_pixel
+    for name in IN_MM[1:]:
+      row[name] = shape[f"{name.removesuffix('mm')}px"] * mm_per_pixel
   return row
 
 

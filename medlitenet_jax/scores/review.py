@@ -29,7 +29,7 @@ def review_reasons(row: Mapping[str, Any], review_below: float) -> list[str]:
     reasons.append(f"{regions} regions, so the diameters span all of them")
   if float(row["frame_share"]) >= LONG_CUT:
     reasons.append("much of the outline is the frame, so the lesion is cut off")
-  elif int(row["touches_frame"]) and "area_mm2" in row:
+  elif int(row["touches_frame"]) and row.get("area_mm2"):
     reasons.append("lesion reaches the frame, so measurements are of its visible part")
   return reasons
 

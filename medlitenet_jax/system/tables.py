@@ -1,11 +1,13 @@
 """Tables: CSV files that spreadsheets can open, and Markdown."""
 
+import codecs
 import csv
 import io
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import named_errors, read_text, replace_file
@@ -14,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 # Beginnings by which a spreadsheet takes a cell for a formula, and the mark that prevents it.
 FORMULA_STARTS, TEXT_MARK = ("=", "+", "-", "@", "\t", "\r"), "'"
+DELIMITERS = (",", ";", "\t")  # of tables that people write; spreadsheets choose by language
 
 
 def write_csv(
@@ -22,7 +25,9 @@ def write_csv(
   """Writes a CSV file with a line of column names.
 
   Args:
-    path: of the file; it is complete at any moment, see `replace_file`.
+    path: of the file; it is complete at any moment, see `replace_file`. It is UTF-8, and begins
+      with a byte order mark if a letter is not ASCII: without one a spreadsheet shows other
+      letters, and in a table of ASCII alone it would only be in the way of simple readers.
     rows: mappings with the same names. Text that a spreadsheet would take for a formula is written
       with a `'` before it, which `read_csv` removes.
     columns: their names; may be left out if there is a row.
@@ -34,7 +39,59 @@ def write_csv(
   writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
   writer.writeheader()
   writer.writerows(map(_as_text, rows))
-  replace_file(path, text.getvalue())
+  content = text.getvalue()
+  mark = b"" if content.isascii() else codecs.BOM_UTF8
+  replace_file(path, mark + content.encode())
+
+
+class Table(NamedTuple):
+  """A table that a person or another program has written.
+
+  Attributes:
+    columns: their names, as written.
+    rows: (number of its line, cells by column) of each; all cells as text without blanks around it.
+  """
+
+  columns: list[str]
+  rows: list[tuple[int, dict[str, str]]]
+
+  def column(self, name: str) -> str | None:
+    """The column of this name; if there is none, the first that differs in capitals alone."""
+    alike = (column for column in self.columns if column.casefold() == name.casefold())
+    return name if name in self.columns else next(alike, None)
+
+
+def read_table(path: Path) -> Table:
+  """Reads a table that a person or another program has written.
+
+  Args:
+    path: of a text in UTF-8, with or without a byte order mark, whose first line has the names of
+      the columns. They are separated by one of `DELIMITERS`, the one that divides the first line
+      into most.
+
+  Returns:
+    The table, in NFC. Missing cells are empty. Cells beyond the columns are dropped, and empty
+    lines.
+
+  Raises:
+    InputError: if the file cannot be read.
+  """
+  try:
+    lines = unicodedata.normalize("NFC", read_text(path)).splitlines()
+    delimiter = max(DELIMITERS, key=lambda d: len(next(csv.reader(lines, delimiter=d), ())))
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    columns = [name.strip() for name in next(reader, [])]
+    rows = [
+      (
+        reader.line_num,
+        dict.fromkeys(columns, "") | dict(zip(columns, map(str.strip, cells), strict=False)),
+      )
+      for cells in reader
+      if any(cells)
+    ]
+  except (OSError, ValueError, csv.Error) as error:
+    raise InputError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
+  return Table(columns, rows)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

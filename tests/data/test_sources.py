@@ -85,6 +85,33 @@ def test_byte_order_mark_and_windows_lines(root):
   assert list(folder_source(root, "train").case_ids) == ["a", "c", "e"]
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    "ID;Split\na;Train\nb;VALIDATION\nc;training\nd;Testing\ne;TRAIN\n",
+    "\ufeffid\tsplit\na.png\ttrain\nb.PNG\tvalid\nc.jpg\ttrain\nd\ttest\ne\ttrain\n",
+    'split;"remark, if any";Id\ntrain;"x;y";a\nval;;b.png\n\ntrain;;c\ntest;;d \ntrain ;;e\n',
+  ],
+)
+def test_splits_file_as_people_write_it(root, text):
+  (root / "splits.csv").write_text(text)
+  assert all_splits(root) == SPLITS
+
+
+def test_a_group_column_in_other_capitals(root):
+  rows = "".join(f"{case_id};{'P1' if case_id in 'ab' else case_id}\n" for case_id in SPLITS)
+  (root / "splits.csv").write_text("Id;Patient\n" + rows)
+  found = all_splits(root, group_column="patient", val_fraction=0.3, test_fraction=0.3)
+  assert found.keys() == SPLITS.keys() and found["a"] == found["b"]
+
+
+def test_an_ending_that_belongs_to_the_name(tmp_path):
+  for case_id in ("x.jpg", "y"):
+    write_case(tmp_path, case_id)
+  write_splits(tmp_path, {"x.jpg": "train", "y.jpg": "val"})
+  assert all_splits(tmp_path) == {"x.jpg": "train", "y": "val"}
+
+
 def test_further_columns_are_ignored(root):
   rows = "".join(f"{split},someone,{case_id}\n" for case_id, split in SPLITS.items())
   (root / "splits.csv").write_text("split,patient,id\n" + rows)
@@ -238,8 +265,30 @@ def test_hidden_files_are_not_photographs(root):
   assert all_splits(root) == SPLITS
 
 
+def test_a_limit_draws_by_the_seed_and_says_so(tmp_path, caplog):
+  for number in range(40):
+    write_case(tmp_path, f"case_{number:02d}", size=(8, 8))
+  write_splits(tmp_path, {f"case_{n:02d}": "val" if n < 15 else "train" for n in range(40)})
+
+  def kept(split, count, seed):
+    limits = {"max_train_images": count, "max_eval_images": count}
+    source = create_source(data(tmp_path, **limits), split, seed)
+    assert [source[i].case_id for i in range(len(source))] == list(source.case_ids)
+    assert [source[i].index for i in range(len(source))] == list(range(count))
+    return list(source.case_ids)
+
+  with caplog.at_level(logging.INFO):
+    first = kept("train", 8, 0)
+  assert "train: 8 of 25 cases, drawn at random, by config.seed=0." in caplog.text
+  assert kept("train", 8, 0) == first == sorted(first)
+  assert set(first) < set(kept("train", 12, 0))
+  draws = [kept("train", 8, seed) for seed in range(4)]
+  assert len(set(map(tuple, draws))) == 4
+  assert len(set().union(*draws)) > 12
+  assert kept("val", 5, 0) == kept("val", 5, 1) != [f"case_{n:02d}" for n in range(5)]
+
+
 def test_limits(root):
-  assert list(create_source(data(root, max_train_images=2), "train", 0).case_ids) == ["a", "c"]
   assert len(create_source(data(root, max_train_images=2), "train", 0)) == 2
   assert len(create_source(data(root, max_train_images=9), "train", 0)) == 3
   assert len(create_source(data(root, max_eval_images=1), "train", 0)) == 3
@@ -313,6 +362,43 @@ def test_missing_mask(root):
   folder_source(root, "val")  # which needs no mask of e
 
 
+def test_training_needs_every_pair_that_the_splits_name(root):
+  def training(split="train"):
+    return create_source(data(root), split, 0, to_score=False)
+
+  assert list(training().case_ids) == ["a", "c", "e"]
+  mask = root / "masks" / "d_segmentation.png"
+  content = mask.read_bytes()
+  mask.unlink()
+  with pytest.raises(InputError, match=r"/masks: d_segmentation \(test\); add what is missing"):
+    training()
+  assert len(folder_source(root, "train")) == 3  # which is scored without it
+  mask.write_bytes(content)
+  write_splits(root, {**SPLITS, "gone": "test"})
+  with pytest.raises(InputError, match=r"/images: gone \(test\)"):
+    training()
+  write_splits(root, {**SPLITS, "d": "train"})
+  assert len(training()) == 4  # without any test
+
+
+def test_all_splits_together(root):
+  source = folder_source(root, "all")
+  assert list(source.case_ids) == ["a", "c", "e", "b", "d"]
+  for index, case_id in enumerate(source.case_ids):
+    case = source[index]
+    assert (case.index, case.case_id) == (index, case_id)
+    np.testing.assert_array_equal(
+      case.image, draw_case(list(SPLITS).index(case_id), *case.image.shape[:2])[0]
+    )
+  assert len(folder_source(root, "all", max_eval_images=2)) == 2
+  write_splits(root, dict.fromkeys("abc", "val"))
+  assert list(folder_source(root, "all").case_ids) == ["a", "b", "c"]
+  (root / "masks" / "b_segmentation.png").unlink()
+  assert "b_segmentation (val)" in refusal(root, "all")
+  synthetic = {"num_train": 2, "num_val": 0, "num_test": 3, "image_size": 32}
+  assert len(create_source(data(source="synthetic", synthetic=synthetic), "all", 0)) == 5
+
+
 def test_mask_of_another_size(root):
   cv2.imwrite(str(root / "masks" / "c_segmentation.png"), np.zeros((30, 22), np.uint8))
   line = refusal(root)
@@ -350,7 +436,7 @@ def test_empty_split(root, split):
 @pytest.mark.parametrize(
   ("text", "named"),
   [
-    ("id,split\na,train\nb,training\n", ("line 3", "'training'", "train, val, test")),
+    ("id,split\na,train\nb,Dev\n", ("line 3", "'Dev'", "train, val, test")),
     ("id,split\na,train\nb\n", ("line 3",)),
     ("id,split\na,train\nb,val\na,val\n", ("line 4", "a", "twice")),
     ("name,fold\na,train\n", ("columns id and split",)),

@@ -75,10 +75,11 @@ def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
       use()
 
 
-def test_never_on_the_split_that_is_scored(config, tmp_path):
+@pytest.mark.parametrize("split", ["val", "all"])
+def test_never_on_the_split_that_is_scored(config, tmp_path, split):
   with config.unlocked():
-    config.eval.split = "val"
-  with pytest.raises(InputError, match="split being scored"):
+    config.eval.split = split
+  with pytest.raises(InputError, match="among what is scored"):
     choose_threshold(darkness, [NETWORK], config, tmp_path)
 
 

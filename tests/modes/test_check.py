@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from small_runs import arguments, contents, launch, resolved, write_case
 
+from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.modes.check import check
 from medlitenet_jax.system.errors import InputError
@@ -110,6 +111,15 @@ def config_of(root, **fields):
 def found_in(output):
   with (output / "problems.csv").open(newline="") as file:
     return list(csv.DictReader(file))
+
+
+def test_what_training_refuses_of_test_is_listed(tmp_path):
+  root = clean_folder(tmp_path / "data")
+  paths(root, "good_4")[1].unlink()
+  with pytest.raises(InputError, match="1 problem would stop training: 1 missing_mask"):
+    check(config_of(root), tmp_path / "out")
+  with pytest.raises(InputError, match=r"good_4_segmentation \(test\)"):
+    create_source(config_of(root).data, "train", 0, to_score=False)
 
 
 def test_every_defect_is_found_by_name_and_nothing_is_changed(tmp_path, capsys):

@@ -208,7 +208,7 @@ def test_threshold_of_validation_is_used_and_reported(tmp_path):
   chosen = json.loads((workdir / "threshold.json").read_text())["threshold"]
   assert summary["protocol"]["threshold"] == chosen
   assert "val" in summary["protocol"]["threshold_chosen_on"]
-  with pytest.raises(InputError, match="split being scored"):
+  with pytest.raises(InputError, match="among what is scored"):
     run_in_process(workdir, eval__threshold=0.0, eval__split="val")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,9 +10,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_runs import ROOT, contents, copy_of_run, draw_case, finished_run, launch, scratch
+from dicom_files import write_dicom
+from small_runs import (
+  ROOT,
+  contents,
+  copy_of_run,
+  draw_case,
+  finished_run,
+  launch,
+  resolved,
+  scratch,
+)
 
+from medlitenet_jax.data.scales import Scales, read_scales
+from medlitenet_jax.inference.networks import Network
+from medlitenet_jax.modes.predict import find_photographs, names_of, predict
+from medlitenet_jax.scores.masks import MaskRule
+from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.lock import lock_folder
+from medlitenet_jax.system.tables import read_csv
 
 SIZES = {"wide": (60, 130), "tall": (150, 70), "dot": (1, 1)}
 
@@ -158,8 +175,7 @@ def test_broken_files_are_named_and_the_rest_is_done(tmp_path):
   assert contents(photographs) == before
 
   def failed():
-    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
-      return {Path(row["photograph"]).name for row in csv.DictReader(file)}
+    return {Path(row["photograph"]).name for row in read_csv(tmp_path / "out" / "failed.csv")}
 
   assert failed() == broken
   (photographs / "cut.jpg").write_bytes(whole)
@@ -174,18 +190,127 @@ def test_broken_files_are_named_and_the_rest_is_done(tmp_path):
     ("missing", "no such file or folder"),
     ("empty", "no image in it"),
     ("notes.txt", "not an image file"),
-    ("twins", "same name"),
   ],
 )
 def test_nothing_to_predict_is_one_line(given, says, tmp_path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "notes.txt").touch()
-  (tmp_path / "twins").mkdir()
-  for suffix in ("jpg", "png"):
-    (tmp_path / "twins" / f"a.{suffix}").touch()
   done = run(tmp_path / given, tmp_path / "out")
   assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
   assert not (tmp_path / "out").exists()
+
+
+def red(images):
+  return np.asarray(images, np.float32)[..., 0] / 255
+
+
+def predict_red(inputs: list[Path], output: Path, scales: str | None = None) -> dict:
+  """Outlines what is red, in this process; returns the rows by case."""
+  origin = {"run": "r", "model": "m", "variant": "v", "step": 3, "validation": {"dice": 0.5}}
+  network = Network(red, 64, origin=origin, seen={"train": [], "val": []})
+  config = resolved(eval__image_size=64, data__num_threads=1, data__prefetch_batches=1)
+  given = read_scales(scales)
+  predict(config, [network], MaskRule(), find_photographs(inputs), output, given)
+  return {row["case_id"]: row for row in measurements(output)}
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+  """Two of one name, one of another, and one that states its scale."""
+  folder = tmp_path / "in"
+  folder.mkdir()
+  for number, name in enumerate(("a.jpg", "a.png", "b.png")):
+    cv2.imwrite(str(folder / name), draw_case(number, 70, 90)[0][..., ::-1])
+  write_dicom(folder / "c.dcm", draw_case(3, 50, 60)[0], "RGB", PixelSpacing=[0.05, 0.05])
+  return folder
+
+
+def test_two_photographs_of_one_name_are_kept_apart(photographs, tmp_path):
+  rows = predict_red([photographs], tmp_path / "out")
+  assert {name: row["photograph"] for name, row in rows.items()} == {
+    "a.jpg": "a.jpg",
+    "a.png": "a.png",
+    "b": "b.png",
+    "c": "c.dcm",
+  }
+  for name, row in rows.items():
+    mask = cv2.imread(str(tmp_path / "out" / "masks" / f"{name}_segmentation.png"), 0)
+    assert np.count_nonzero(mask) == int(row["area_px"])
+  assert rows["a.jpg"]["sha256"] != rows["a.png"]["sha256"]
+  before = contents(tmp_path / "out")
+  predict_red([photographs], tmp_path / "out")
+  assert contents(tmp_path / "out") == before
+  with pytest.raises(
+    InputError, match=r"has its results by the name a\.jpg, which would now be a,"
+  ):
+    predict_red([photographs / "a.jpg"], tmp_path / "out")
+  assert contents(tmp_path / "out") == before
+
+
+def test_names_that_cannot_be_kept_apart_are_refused(photographs, tmp_path):
+  with pytest.raises(InputError, match="would have the name of those of"):
+    names_of([Path("a.jpg"), Path("a.png"), Path("a.jpg.tif")])
+  (tmp_path / "other").mkdir()
+  shutil.copy(photographs / "b.png", tmp_path / "other")
+  with pytest.raises(InputError, match="has the same name"):
+    find_photographs([photographs, tmp_path / "other"])
+
+
+def test_a_photograph_that_states_its_scale_is_measured_in_millimetres(
+  photographs, tmp_path, caplog
+):
+  with caplog.at_level(logging.WARNING):
+    rows = predict_red([photographs], tmp_path / "out")
+  assert "3 of 4 photographs have no scale and are measured in pixels alone" in caplog.text
+  area = float(rows["c"]["area_mm2"])
+  assert area == pytest.approx(0.05**2 * int(rows["c"]["area_px"]), rel=1e-5)
+  assert [rows[name]["area_mm2"] for name in ("a.jpg", "a.png", "b")] == [""] * 3
+  assert len({tuple(row) for row in rows.values()}) == 1
+  every = predict_red([photographs], tmp_path / "every", "0.1")
+  assert {row["mm_per_pixel"] for row in every.values()} == {"0.1"}
+
+
+def test_scales_of_several_cameras(photographs, tmp_path, caplog):
+  table, output = tmp_path / "scales.csv", tmp_path / "out"
+  table.write_text("\ufeffID;mm_per_pixel\na.jpg;0,02\na;0,03\nnowhere;1\n")
+  with caplog.at_level(logging.WARNING):
+    rows = predict_red([photographs], output, str(table))
+  assert "1 of 4 photographs have no scale" in caplog.text
+  assert "1 mm a pixel is unusual" in caplog.text
+  scales = {name: row["mm_per_pixel"] for name, row in rows.items()}
+  assert scales == {"a.jpg": "0.02", "a.png": "0.03", "b": "", "c": "0.05"}
+  table.write_text("id,mm_per_pixel\na,0.02\nb.png,0.01\nc,0.5\n")
+  rows = predict_red([photographs], output, str(table))  # goes on with what changed
+  scales = {name: row["mm_per_pixel"] for name, row in rows.items()}
+  assert scales == {"a.jpg": "0.02", "a.png": "0.02", "b": "0.01", "c": "0.5"}
+  for row in rows.values():
+    expected = float(row["mm_per_pixel"]) * float(row["largest_diameter_px"])
+    assert float(row["largest_diameter_mm"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("text", "says"),
+  [
+    (None, "takes a number above 0, or a CSV file with the columns id,mm_per_pixel"),
+    ("id,scale\na,1\n", "first line with the columns id and mm_per_pixel"),
+    ("id,mm_per_pixel\na,wide\n", "line 2: mm_per_pixel is 'wide'"),
+    ("id,mm_per_pixel\na,0.1\nb,-1\n", "line 3: mm_per_pixel is '-1'"),
+    ("id,mm_per_pixel\na,0.1\na,0.1\n", "line 3: a is listed twice"),
+  ],
+)
+def test_a_table_of_scales_that_cannot_be_used(tmp_path, text, says):
+  path = tmp_path / "scales.csv"
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(InputError, match=says):
+    read_scales(str(path))
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf"])
+def test_a_scale_that_is_no_length(given):
+  with pytest.raises(InputError, match="takes a number above 0"):
+    read_scales(given)
+  assert read_scales(None) == Scales()
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):

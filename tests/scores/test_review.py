@@ -24,6 +24,7 @@ SURE = {
     ({"regions": 2}, "2 regions"),
     ({"touches_frame": 1, "frame_share": 0.1}, ""),
     ({"touches_frame": 1, "frame_share": 0.1, "area_mm2": 4.0}, "visible part"),
+    ({"touches_frame": 1, "frame_share": 0.1, "area_mm2": ""}, ""),
     ({"touches_frame": 1, "frame_share": LONG_CUT}, "cut off"),
   ],
 )

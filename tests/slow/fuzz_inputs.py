@@ -23,8 +23,10 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import pillow_heif
 import tiny_checkpoints
 from damage import ODD_NAMES, ODD_VALUES, damaged, damaged_json, pick
+from dicom_files import dicom_file
 from PIL import Image
 from small_runs import draw_case, resolved, scratch, small_config
 
@@ -85,13 +87,25 @@ def originals() -> tuple[tuple[str, bytes], ...]:
     ),
     *((rgb.convert("CMYK"), "jpg", {}), (rgb, "tif", {"compression": "jpeg"})),
     *((rgb, "jpg", {"progressive": True}), (rgb, "png", {"exif": exif})),
+    *((rgb, suffix, {}) for suffix in ("webp", "avif", "gif", "heic")),
+    *((alpha, "webp", {"lossless": True, "exif": exif}), (alpha, "avif", {"exif": exif})),
+    *((grey, suffix, {}) for suffix in ("gif", "heic")),
+    (rgb, "gif", {"save_all": True, "append_images": [grey]}),
   ]
+  pillow_heif.register_heif_opener()
+  formats = {"jpg": "JPEG", "tif": "TIFF", "heic": "HEIF"}
   contents = []
   for picture, suffix, options in found:
     buffer = io.BytesIO()
-    picture.save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
+    picture.save(buffer, formats.get(suffix, suffix.upper()), **options)
     contents.append((suffix, buffer.getvalue()))
-  return tuple(contents)
+  scale = {"PixelSpacing": [0.02, 0.02]}
+  dicom = [
+    dicom_file(image, "RGB", **scale),
+    dicom_file(image, "YBR_FULL_422", jpeg=True),
+    dicom_file(white, "MONOCHROME2"),
+  ]
+  return (*contents, *(("dcm", content) for content in dicom))
 
 
 def image(rng, folder):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.tables import append_csv, read_csv, table, write_csv
+from medlitenet_jax.system.tables import append_csv, read_csv, read_table, table, write_csv
 from medlitenet_jax.training.log import MetricsLog, read_metrics
 
 
@@ -120,6 +120,31 @@ def test_a_text_that_looks_like_a_formula_is_marked_and_comes_back(tmp_path, sta
     for cells in csv.DictReader(file):
       assert cells == {"case_id": f"'{start}1+2", "lowest": "-0.5"}  # numbers stay numbers
   assert read_csv(path) == [{"case_id": f"{start}1+2", "lowest": "-0.5"}] * 2
+
+
+@pytest.mark.parametrize(("name", "marked"), [("Läsion", True), ("lesion", False)])
+def test_a_table_that_is_not_ascii_begins_with_a_mark_for_spreadsheets(tmp_path, name, marked):
+  path, row = tmp_path / "cases.csv", {"case_id": name, "dice": 1}
+  write_csv(path, [row])
+  append_csv(path, row)
+  assert path.read_bytes().startswith(b"\xef\xbb\xbf") == marked
+  assert read_csv(path) == [{"case_id": name, "dice": "1"}] * 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_table_of_any_delimiter(tmp_path, delimiter, mark):
+  path = tmp_path / "x.csv"
+  lines = ("Id, Patient ,b", '"a,1" ,P 7,', "", "c")
+  text = "\r\n".join(line.replace(",", delimiter) for line in lines)
+  path.write_bytes((mark + text).encode())
+  found = read_table(path)
+  assert found.columns == ["Id", "Patient", "b"]
+  assert found.rows == [
+    (2, {"Id": f"a{delimiter}1", "Patient": "P 7", "b": ""}),
+    (4, {"Id": "c", "Patient": "", "b": ""}),
+  ]
+  assert [found.column(name) for name in ("patient", "b", "x")] == ["Patient", "b", None]
 
 
 def test_a_carriage_return_ends_no_row(tmp_path):

@@ -1,30 +1,36 @@
 """Reads photographs and masks from files, and writes masks."""
 
+import collections
 import contextlib
 import functools
 import io
 import logging
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from medlitenet_jax.data.images import mask_values, sixteen_bit
+from medlitenet_jax.data.images import dicom, heic, mask_values, sixteen_bit
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.files import read_bytes, replace_file
+from medlitenet_jax.system.files import MAX_BYTES, read_bytes, replace_file
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+  *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif"),
+  *(*heic.SUFFIXES, *dicom.SUFFIXES),
+)
 # Limits on pixels, because a small file can claim a size larger than the memory; decoding within
-# them takes under 2 GiB. "Deep" is with a fourth channel or transparency, "wide" is 16 bits per
-# channel, which are decoded twice.
+# them takes under 2 GiB. "Deep" is with a fourth channel or transparency, which WebP always
+# decodes; "wide" is 16 bits per channel, which are decoded twice.
 MAX_PIXELS, MAX_DEEP_PIXELS, MAX_WIDE_PIXELS = 120_000_000, 90_000_000, 50_000_000
 # Pillow supports many more formats, some by calling other programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF", "GIF")
+# Not JPEG: beside a photograph, telephones put what Pillow takes for further frames.
+_ANIMATED_FORMATS = ("PNG", "WEBP", "AVIF", "GIF")
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; `_refuse_huge` enforces ours
@@ -61,25 +67,37 @@ def refuse_name(path: Path) -> None:
     raise InputError(f"{path.parent}: rename {path.name!a}; its name has control characters")
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-  """Finds the images of a folder in which all names must differ.
+def find_images(folder: Path) -> list[Path]:
+  """Finds the images of a folder, without subfolders and hidden files.
 
   Args:
     folder: folder to search.
 
   Returns:
-    {name without suffix: path}, sorted.
+    Paths, sorted by name without suffix.
 
   Raises:
-    InputError: if there is no image, or two differ only in the suffix.
+    InputError: if there is no image, and see `refuse_name`.
   """
-  found = image_names(folder)
-  for first, *others in found.values():
-    if others:
-      raise InputError(same_name(first, others[0]))
+  found = [path for paths in image_names(folder).values() for path in paths]
   if not found:
     raise InputError(no_image(folder))
-  return {name: path for name, (path,) in found.items()}
+  return found
+
+
+def without_ending(name: str, known: Collection[str]) -> str:
+  """The name of a case that a table names by its photograph's file or by the case's name.
+
+  Args:
+    name: as the table has it.
+    known: names of the cases.
+
+  Returns:
+    `name` without an ending of `IMAGE_SUFFIXES`, unless it is known with it.
+  """
+  path = Path(name)
+  ends = path.suffix.lower() in IMAGE_SUFFIXES and name not in known
+  return name.removesuffix(path.suffix) if ends else name
 
 
 def same_name(first: Path, second: Path) -> str:
@@ -88,8 +106,15 @@ def same_name(first: Path, second: Path) -> str:
 
 
 def no_image(folder: Path) -> str:
-  """Error message for a folder without images."""
-  return f"{folder}: no image in it; put files there that end in one of {', '.join(IMAGE_SUFFIXES)}"
+  """Error message for a folder without images, which says what is there."""
+  others = collections.Counter(
+    path.suffix or path.name for path in folder.iterdir() if path.is_file()
+  )
+  there = ", ".join(f"{count} {ending}" for ending, count in others.most_common(3))
+  return (
+    f"{folder}: no image in it{f', but {there}' if there else ''}; put files there that end in one "
+    f"of {', '.join(IMAGE_SUFFIXES)}"
+  )
 
 
 @contextlib.contextmanager
@@ -108,19 +133,33 @@ def _refusing(path: Path):
     raise InputError(f"{path}: not in a supported format; repair or remove it") from error
   except Exception as error:  # Pillow raises many kinds of exceptions for a broken header
     reason = (str(error) or type(error).__name__).replace(repr(str(path)), "the file")
+    reason = " ".join(reason.split())
     raise InputError(f"{path}: not a readable image ({reason}); repair or remove it") from error
 
 
-def _refuse_huge(path: Path, image: ImageFile.ImageFile) -> None:
-  deep = image.has_transparency_data or len(image.getbands()) > 3
+def _refuse_huge(path: Path, width: int, height: int, most: int) -> None:
+  if width * height > most:
+    raise InputError(
+      f"{path}: {width}x{height} pixels are more than the limit of {most:,}; make it smaller"
+    )
+
+
+def _refuse_unfit(path: Path, image: ImageFile.ImageFile) -> None:
+  """Raises InputError for an image of too many pixels, or of more than one frame."""
+  deep = image.has_transparency_data or len(image.getbands()) > 3 or image.format == "WEBP"
   most = MAX_DEEP_PIXELS if deep else MAX_PIXELS
   if sixteen_bit.is_wide(image):
     most = MAX_WIDE_PIXELS
-  if image.width * image.height > most:
-    raise InputError(
-      f"{path}: {image.width}x{image.height} pixels are more than the limit of {most:,}; make it "
-      "smaller"
-    )
+  _refuse_huge(path, image.width, image.height, most)
+  if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
+    raise InputError(f"{path}: is animated; save the frame that is meant as a picture of its own")
+
+
+def _dicom_size(path: Path, header: dicom.Header) -> tuple[int, int]:
+  """(height, width) in pixels; raises InputError for too many of them."""
+  most = MAX_WIDE_PIXELS if header.is_wide else MAX_DEEP_PIXELS
+  _refuse_huge(path, header.width, header.height, most)
+  return header.height, header.width
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -135,10 +174,20 @@ def image_size(path: Path) -> tuple[int, int]:
   Raises:
     InputError: if the file is missing or is not an image.
   """
-  if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+  # Opening a pipe would wait for a writer; some formats are read whole to find their size.
+  if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
     read_content(path)
-  with _refusing(path), Image.open(path, formats=_FORMATS) as image:
-    _refuse_huge(path, image)
+  with _refusing(path):
+    with path.open("rb") as file:
+      start = file.read(dicom.START)
+      if dicom.is_dicom(start):
+        return _dicom_size(path, dicom.read_header(file, path))
+    return _pillow_size(path, (*_FORMATS, *heic.formats(start, path)))
+
+
+def _pillow_size(path: Path, formats: tuple[str, ...]) -> tuple[int, int]:
+  with Image.open(path, formats=formats) as image:
+    _refuse_unfit(path, image)
     tags = getattr(image, "tag_v2", None)  # TIFF: some versions of Pillow have rotated image.size
     width, height = (tags[_WIDTH], tags[_HEIGHT]) if tags else image.size
     # For a PNG without EXIF data, getexif() would decode the whole picture.
@@ -156,12 +205,41 @@ def read_content(path: Path) -> bytes:
 @contextlib.contextmanager
 def _opened(content: bytes, path: Path) -> Iterator[ImageFile.ImageFile]:
   """Opens an image from the content of its file without decoding it; `path` is for errors."""
-  with _refusing(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-    _refuse_huge(path, image)
+  formats = (*_FORMATS, *heic.formats(content, path))
+  with _refusing(path), Image.open(io.BytesIO(content), formats=formats) as image:
+    _refuse_unfit(path, image)
     sixteen_bit.refuse_other_depths(path, image)
     if image.format == "TIFF" and _has_further_pages(content):
-      _warn_of_further_pages(path)
+      _warn_of_further(path, "first page")
+    if image.format == "HEIF" and getattr(image, "n_frames", 1) > 1:
+      _warn_of_further(path, "main picture")
     yield image
+
+
+def _dicom_pixels(content: bytes, path: Path) -> tuple[np.ndarray, int]:
+  """Decodes a DICOM file as `dicom.decode` does, unless it is too large."""
+  with _refusing(path):
+    _dicom_size(path, dicom.read_header(io.BytesIO(content), path))
+    return dicom.decode(content, path)
+
+
+def mm_per_pixel(content: bytes, path: Path) -> float | None:
+  """The scale that an image file states: a DICOM file's pixel spacing.
+
+  Args:
+    content: of the file.
+    path: of the file, for errors.
+
+  Returns:
+    Side of a pixel in millimetres, or None if it is not stated.
+
+  Raises:
+    InputError: if the file is damaged, or its pixels are not square.
+  """
+  if not dicom.is_dicom(content):
+    return None
+  with _refusing(path):
+    return dicom.read_header(io.BytesIO(content), path).mm_per_pixel
 
 
 def _has_further_pages(content: bytes) -> bool:
@@ -173,8 +251,8 @@ def _has_further_pages(content: bytes) -> bool:
 
 
 @functools.cache  # once per file
-def _warn_of_further_pages(path: Path) -> None:
-  logger.warning("%s: only its first page is read", path)
+def _warn_of_further(path: Path, what: str) -> None:
+  logger.warning("%s: only its %s is read", path, what)
 
 
 def _over(image: Image.Image, color: str) -> Image.Image:
@@ -188,20 +266,25 @@ def read_image(path: Path) -> np.ndarray:
   """Decodes a photograph.
 
   Args:
-    path: path of a JPEG, PNG, BMP or TIFF file: grey, RGB, CMYK or with a palette, 8 or 16 bits per
-      channel.
+    path: path of a JPEG, PNG, BMP, TIFF, WebP, AVIF, GIF, HEIC or DICOM file: grey, RGB, CMYK or
+      with a palette, 8 or 16 bits per channel. HEIC and DICOM need an optional package each.
 
   Returns:
     [H, W, 3] uint8 RGB, rotated upright by its EXIF orientation; transparent areas are white.
 
   Raises:
-    InputError: if the file is missing, truncated, not an image or has 32 bits per channel.
+    InputError: if the file is missing, truncated, animated, not an image or has 32 bits per
+      channel.
   """
   return decode_image(read_content(path), path)
 
 
 def decode_image(content: bytes, path: Path) -> np.ndarray:
   """Like `read_image`, from the content of the file; `path` is for errors."""
+  if dicom.is_dicom(content):
+    pixels, most = _dicom_pixels(content, path)
+    pixels = cv2.convertScaleAbs(pixels, alpha=255 / most)
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else pixels
   with _opened(content, path) as image:
     if sixteen_bit.is_wide(image):
       pixels = sixteen_bit.eight_bits(sixteen_bit.decode(path, image, content))
@@ -235,6 +318,11 @@ def read_mask(path: Path) -> np.ndarray:
 
 def decode_mask(content: bytes, path: Path) -> np.ndarray:
   """Like `read_mask`, from the content of the file; `path` is for errors."""
+  if dicom.is_dicom(content):
+    pixels, _ = _dicom_pixels(content, path)
+    if pixels.dtype == np.uint16:
+      pixels = mask_values.eight_bit_values(path, pixels)
+    return mask_values.binary_mask(path, pixels)
   with _opened(content, path) as image:
     if sixteen_bit.is_wide(image):
       wide, palette = sixteen_bit.decode(path, image, content), None

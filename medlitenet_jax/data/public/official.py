@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -253,6 +253,16 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
   with contextlib.suppress(FileNotFoundError):
     shutil.rmtree(builder.staging)
   return create_builder(name, root, short_side)
+
+
+def prepared_sources(
+  builder: LesionSet, splits: Sequence[str], native: bool
+) -> list["PreparedSource"]:
+  """Opens splits of a prepared set, see `PreparedSource`; of several, those that it has."""
+  if len(splits) > 1 and builder.is_prepared():
+    with _refusing(builder.data_dir):
+      splits = [split for split in splits if split in builder.info.metadata["case_ids"]]
+  return [PreparedSource(builder, split, native) for split in splits]
 
 
 class PreparedSource:

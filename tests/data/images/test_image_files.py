@@ -2,16 +2,22 @@
 
 import os
 import struct
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
+import pydicom
 import pytest
+from dicom_files import dicom_file, write_dicom
 from PIL import Image
 
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.images.image_files import (
   find_images,
   image_size,
+  mm_per_pixel,
   read_image,
   read_mask,
   write_mask,
@@ -49,12 +55,20 @@ def close(actual, expected, tolerance):
   return np.mean(differences <= tolerance) > 0.9
 
 
-@pytest.mark.parametrize(
-  ("suffix", "tolerance"), [("jpg", 12), ("png", 0), ("bmp", 0), ("tif", 0), ("tiff", 0)]
-)
-def test_formats(tmp_path, suffix, tolerance):
+@pytest.fixture(autouse=True)
+def _can_write_heic():
+  pillow_heif.register_heif_opener()
+
+
+LOSSY = {"jpg": 12, "webp": 12, "avif": 12, "heic": 12}  # levels that a pixel may be off
+FORMATS = ("jpg", "png", "bmp", "tif", "tiff", "webp", "avif", "gif", "heic", "heif")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_formats(tmp_path, suffix):
   path = tmp_path / f"photo.{suffix}"
   Image.fromarray(quadrants()).save(path)
+  tolerance = LOSSY.get(suffix.replace("heif", "heic"), 0)
   assert close(read_image(path), quadrants(), tolerance)
   assert image_size(path) == (48, 64)
 
@@ -83,19 +97,29 @@ def half_transparent():
   return alpha
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "RGBA 16 bit png", "RGBA 16 bit tif"])
+@pytest.mark.parametrize(
+  "kind",
+  ["RGBA", "LA", "P", "P gif", "RGBA webp", "RGBA avif", "RGBA 16 bit png", "RGBA 16 bit tif"],
+)
 def test_what_is_transparent_is_white(tmp_path, kind):
-  path = tmp_path / f"photo.{'tif' if 'tif' in kind else 'png'}"
+  path = tmp_path / f"photo.{kind.split()[-1] if ' ' in kind else 'png'}"
   alpha, colors = half_transparent(), quadrants()
   if kind == "LA":
     colors = np.repeat(colors[..., :1], 3, axis=2)
     Image.fromarray(np.dstack([colors[..., 0], alpha]), mode="LA").save(path)
-  elif kind == "P":
+  elif kind in ("P", "P gif"):
     alpha = np.where(colors[..., 0] == 200, 0, 255)
     palette = Image.fromarray(colors).quantize(4)
     palette.save(path, transparency=palette.getpixel((0, 0)))
   elif kind == "RGBA":
     Image.fromarray(np.dstack([colors, alpha])).save(path)
+  elif kind in ("RGBA webp", "RGBA avif"):
+    exactly = (
+      {"lossless": True, "exact": True}
+      if "webp" in kind
+      else {"quality": 100, "subsampling": "4:4:4"}
+    )
+    Image.fromarray(np.dstack([colors, alpha])).save(path, **exactly)
   else:
     wide = np.dstack([colors[..., ::-1], alpha]).astype(np.uint16) * 257
     path.write_bytes(cv2.imencode(path.suffix, wide)[1].tobytes())
@@ -218,7 +242,7 @@ def test_the_message_for_a_file_that_is_not_an_image_is_repeatable(tmp_path):
     read_image(path)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "TGA"])
 def test_an_unsupported_format_with_another_suffix_is_not_opened(tmp_path, kind):
   """Pillow would pass PostScript to an interpreter."""
   path = tmp_path / "x.png"
@@ -295,15 +319,15 @@ def test_file_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 12), ("png", 0), ("tif", 0)])
-def test_a_photograph_is_rotated_by_its_exif_orientation(tmp_path, orientation, suffix, tolerance):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+def test_a_photograph_is_rotated_by_its_exif_orientation(tmp_path, orientation, suffix):
   exif = Image.Exif()
   exif[ORIENTATION] = orientation
   path = tmp_path / f"turned.{suffix}"
   Image.fromarray(quadrants()).save(path, exif=exif)
   expected = UPRIGHT[orientation](quadrants())
   image = read_image(path)
-  assert close(image, expected, tolerance)
+  assert close(image, expected, LOSSY.get(suffix, 0))
   assert image_size(path) == image.shape[:2]
 
 
@@ -387,6 +411,152 @@ def test_ways_to_write_a_mask(tmp_path, name, suffix):
   mask = read_mask(path)
   assert mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, SPOT)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "avif", "heic"])
+def test_masks_of_other_formats(tmp_path, suffix):
+  path = tmp_path / f"mask.{suffix}"
+  big = cv2.resize(SPOT, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST)
+  Image.fromarray(big * np.uint8(255)).save(path)
+  assert np.mean(read_mask(path) != big) < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "avif", "png"])
+def test_an_animated_picture_is_refused(tmp_path, suffix):
+  path = tmp_path / f"film.{suffix}"
+  frames = [Image.fromarray(np.roll(quadrants(), 9 * n, axis=1)) for n in range(3)]
+  frames[0].save(path, save_all=True, append_images=frames[1:])
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match=rf"film\.{suffix}: is animated"):
+      read(path)
+
+
+def test_heic_is_turned_as_it_says_and_its_main_picture_is_read(tmp_path, caplog):
+  path, exif = tmp_path / "x.heic", Image.Exif()
+  exif[ORIENTATION] = 6
+  file = pillow_heif.from_pillow(Image.fromarray(quadrants()[::-1]))
+  file.add_from_pillow(Image.fromarray(quadrants()))
+  file[1].info["exif"] = exif.tobytes()  # written as the format's own turn
+  file.save(path, primary_index=1)
+  image = read_image(path)
+  assert close(image, UPRIGHT[6](quadrants()), 12) and image_size(path) == image.shape[:2]
+  assert "only its main picture is read" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("package", "suffix", "says"),
+  [
+    ("pillow_heif", "heic", 'needs the package pillow-heif; pip install "medlitenet_jax[heic]"'),
+    ("pydicom", "dcm", 'needs the package pydicom; pip install "medlitenet_jax[dicom]"'),
+  ],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package, suffix, says):
+  path = tmp_path / f"x.{suffix}"
+  if suffix == "heic":
+    Image.fromarray(quadrants()).save(path)
+  else:
+    write_dicom(path, quadrants(), "RGB")
+  monkeypatch.setitem(sys.modules, package, None)
+  assert find_images(tmp_path) == [path]
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError) as error:
+      read(path)
+    assert says in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path):
+  for name in ("a.nef", "b.nef", "c.txt"):
+    (tmp_path / name).touch()
+  with pytest.raises(InputError, match=r"no image in it, but 2 \.nef, 1 \.txt; put files"):
+    find_images(tmp_path)
+
+
+DICOM = {  # name: (pixels, photometric interpretation, options, the grey or colour that is seen)
+  "RGB": (quadrants(), "RGB", {}, quadrants()),
+  "RGB of 16 bits": (quadrants() * np.uint16(257), "RGB", {}, quadrants()),
+  "YBR": (quadrants(), "YBR_FULL", {}, quadrants()),
+  "JPEG": (quadrants(), "YBR_FULL_422", {"jpeg": True}, quadrants()),
+  "grey": (quadrants()[..., 0], "MONOCHROME2", {}, quadrants()[..., :1]),
+  "grey, 0 is white": (255 - quadrants()[..., 0], "MONOCHROME1", {}, quadrants()[..., :1]),
+  "grey of 12 bits": (
+    np.rint(quadrants()[..., 0] * (4095 / 255)).astype(np.uint16),
+    *("MONOCHROME2", {"BitsStored": 12, "HighBit": 11}, quadrants()[..., :1]),
+  ),
+}
+
+
+@pytest.mark.parametrize("name", DICOM)
+def test_dicom(tmp_path, name):
+  pixels, colors, options, seen = DICOM[name]
+  path = tmp_path / "x.dcm"
+  write_dicom(path, pixels, colors, PixelSpacing=[0.02, 0.02], **options)
+  image = read_image(path)
+  assert close(image, np.broadcast_to(seen, (48, 64, 3)), 12 if "jpeg" in options else 1)
+  assert image_size(path) == (48, 64)
+  assert mm_per_pixel(path.read_bytes(), path) == pytest.approx(0.02)
+
+
+SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["rgb_rle", "rgb_dcmtk_+eb+cr", "rgb_dcmtk_+eb+cy+n2", "rgb_jpeg_dcmtk", "rgb_rle_16bit"],
+)
+def test_dicom_files_of_other_programs(name):
+  """One picture as several programs have compressed it."""
+  plain = read_image(SHIPPED / "SC_ybr_full_422_uncompressed.dcm")
+  assert len(np.unique(plain.reshape(-1, 3), axis=0)) > 5
+  assert close(read_image(SHIPPED / f"SC_{name}.dcm"), plain, 6)
+
+
+@pytest.mark.parametrize(
+  ("elements", "says"),
+  [
+    ({"NumberOfFrames": 2}, "has 2 frames"),
+    ({"PhotometricInterpretation": "PALETTE COLOR", "SamplesPerPixel": 1}, "PALETTE COLOR"),
+    ({"PixelRepresentation": 1}, "values below 0"),
+    ({"BitsAllocated": 32, "BitsStored": 32}, "has 32 bits"),
+    ({"PixelSpacing": [0.1, 0.2]}, "pixels are 0.1 x 0.2 mm"),
+    ({"Rows": 20_000, "Columns": 20_000}, "more than the limit"),
+  ],
+)
+def test_dicom_that_is_refused(tmp_path, elements, says):
+  path = tmp_path / "x.dcm"
+  write_dicom(path, quadrants(), "RGB", **elements)
+  for read in (image_size, read_image, read_mask):
+    with pytest.raises(InputError, match=says) as error:
+      read(path)
+    assert str(error.value).startswith(str(path)) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ("name", "says"), [("image_dfl", "deflated"), ("JPEGLSNearLossless_08", "compression .JPEG-LS")]
+)
+def test_dicom_compressions_that_are_refused(name, says):
+  with pytest.raises(InputError, match=says):
+    read_image(SHIPPED / f"{name}.dcm")
+
+
+def test_a_dicom_file_that_holds_a_larger_picture_than_it_says(tmp_path):
+  path = tmp_path / "bomb.dcm"
+  write_dicom(path, quadrants(), "YBR_FULL_422", jpeg=True, Rows=24, Columns=32)
+  with pytest.raises(InputError, match="holds a picture of 48x64 but says 24x32"):
+    read_image(path)
+
+
+@pytest.mark.parametrize("spacing", [None, [0, 0], [0.02]])
+def test_dicom_without_a_usable_scale(tmp_path, spacing):
+  content = dicom_file(quadrants(), "RGB", **({"PixelSpacing": spacing} if spacing else {}))
+  assert mm_per_pixel(content, tmp_path / "x.dcm") is None
+
+
+@pytest.mark.parametrize("lesion", [1, 255, 65535])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_in_dicom(tmp_path, lesion, dtype):
+  if lesion <= np.iinfo(dtype).max:
+    write_dicom(tmp_path / "mask.dcm", SPOT.astype(dtype) * dtype(lesion), "MONOCHROME2")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.dcm"), SPOT)
 
 
 @pytest.mark.parametrize("color", [WHITE, RED, (0, 0, 255), (255, 255, 0)])
@@ -475,9 +645,12 @@ def broken_files(folder):
   """Files that are not what their suffixes say, by what is wrong with them."""
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (64, 64, 3), np.uint8)
-  for suffix in ("jpg", "png", "bmp", "tif"):
+  for suffix in ("jpg", "png", "bmp", "tif", "webp", "avif", "gif", "heic", "dcm"):
     path = folder / f"whole.{suffix}"
-    Image.fromarray(noise).save(path)
+    if suffix == "dcm":
+      write_dicom(path, noise, "RGB")
+    else:
+      Image.fromarray(noise).save(path)
     content = path.read_bytes()
     for share in (0.02, 0.3, 0.6, 0.95):
       cut = folder / f"cut_{share}.{suffix}"
