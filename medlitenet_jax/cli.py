@@ -162,6 +162,7 @@ def _call(path: Path, named: bool) -> Call:
 
 def main() -> None:
   """Reads the flags and runs the mode."""
+  process.keep_printing()
   call = parse(sys.argv[1:])
   process.restart_with_allocator()
   process.collect_garbage_rarely()

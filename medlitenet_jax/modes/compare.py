@@ -33,6 +33,7 @@ from medlitenet_jax.scores.statistics import holm, paired_difference
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
+from medlitenet_jax.system.starts import record_start
 from medlitenet_jax.training import log
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ PROTOCOL = (
 def main(call: Call) -> None:
   """Compares the evaluations that the command line names; see `compare`."""
   begin(call, call.output, inputs=True)
+  if len(call.inputs) == 1:
+    logger.warning("One evaluation alone is compared with nothing; name others by more --input.")
   compare(call.inputs, call.output)
 
 
@@ -78,6 +81,7 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
     "tests": tests,
   }
   (output / "figures").mkdir(parents=True, exist_ok=True)
+  record_start(output, computes=False)
   case_ids = sorted(first.cases)
   rows = [
     {"case_id": case_id}

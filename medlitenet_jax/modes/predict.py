@@ -39,6 +39,7 @@ from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
 from medlitenet_jax.system.lock import lock_folder
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +199,7 @@ def predict(
   with lock_folder(output, "is predicting into it", "--output"):
     # Again: another process may have written to it between the first check and the lock.
     claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
+    record_start(output)
     _predict_rest(config, networks, rule, mm_per_pixel, paths, output)
 
 
