@@ -3,7 +3,6 @@
 # Flags are read before JAX is imported, so that `--help` and a mistyped flag answer at once.
 
 import importlib
-import itertools
 import logging
 import shlex
 import sys
@@ -28,17 +27,23 @@ NAME = "launch.py" if AS_SCRIPT else "medlitenet"
 START = ("python", *sys.orig_argv[1:]) if AS_SCRIPT else (NAME, *sys.argv[1:])
 
 
-def _recipe_first(arguments: Iterable[str]) -> list[str]:
-  """The arguments with `--config` in front, for the library takes no field before its recipe."""
-  recipe, others = [], []
-  left = iter(arguments)
-  for argument in left:
-    flag, equals, _ = argument.partition("=")
-    if flag in ("--config", "-config"):
-      recipe += [argument, *([] if equals else itertools.islice(left, 1))]
-    else:
-      others.append(argument)
-  return recipe + others
+def _in_order(arguments: Iterable[str]) -> list[str]:
+  """The arguments with `--config` in front, for the library takes no field before its recipe.
+
+  What a shell makes of `--input *.jpg`, one flag and many values, becomes a flag for each.
+  """
+  given: list[str] = []
+  flag = ""
+  for argument in arguments:
+    if argument.startswith("-") or flag not in ("--config", "--input"):
+      given.append(argument)
+      flag = argument
+      continue
+    if given[-1] == flag:  # its first value
+      given.pop()
+    given.append(f"{flag}={argument}")
+    flag = flag if flag == "--input" else ""
+  return sorted(given, key=lambda argument: not argument.startswith(("--config=", "-config=")))
 
 
 class _RecipeParser(flags.ArgumentParser):
@@ -61,7 +66,7 @@ _config = config_flags.DEFINE_config_file(
   "config",
   None,
   f"Recipe, {recipes.BASE.name} if not given; --config.FIELD=VALUE sets a field.",
-  sys_argv=[NAME, *_recipe_first(sys.argv[1:])],
+  sys_argv=[NAME, *_in_order(sys.argv[1:])],
 )
 flags.FLAGS["config"].parser = _RecipeParser()
 _mode = flags.DEFINE_enum(
@@ -80,7 +85,10 @@ _weights = flags.DEFINE_string(
   "predict takes the released base if neither is given.",
 )
 _input = flags.DEFINE_multi_string(
-  "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
+  "input",
+  None,
+  "Photographs, folders of them or patterns as 'photos/*.jpg' for predict; folders of runs for "
+  "compare. May be repeated.",
 )
 _mm_per_pixel = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
@@ -122,7 +130,7 @@ def parse(arguments: list[str]) -> Call:
   # Not the flag's default: overrides of a default are parsed while the flag is being defined.
   recipe = [] if named else [f"--config={recipes.BASE}"]
   try:
-    rest = flags.FLAGS([NAME, *recipe, *_recipe_first(arguments)])[1:]
+    rest = flags.FLAGS([NAME, *recipe, *_in_order(arguments)])[1:]
     path = Path(recipes.find_recipe(config_flags.get_config_filename(flags.FLAGS["config"])))
   except (AttributeError, KeyError) as error:
     # The library's message comes quoted once or twice over.
