@@ -1,20 +1,25 @@
 """The scale of photographs: how many millimetres of skin a pixel shows."""
 
 import dataclasses
+import functools
 import logging
-import math
 import unicodedata
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.rules import Rule
 from medlitenet_jax.system.tables import read_table
 
 logger = logging.getLogger(__name__)
 
 FLAG = "--mm_per_pixel"
 COLUMN = "mm_per_pixel"
-USUAL = (0.001, 0.5)  # mm; a photograph of 1000 pixels would show 1 mm to half a metre of skin
+# Another scale is a slip, as of µm for mm, and all measurements with it.
+SCALE = Rule(
+  lambda value: 0.001 <= value <= 1,
+  "the side of a pixel in mm, from 0.001 to 1 (20 µm are 0.02; a dermoscope has 0.005 to 0.1)",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +28,39 @@ class Scales:
 
   Attributes:
     every: that of every photograph, or None.
-    by_name: those of single photographs, by the name of their file, with or without ending; None
-      if there is no table of them.
+    by_name: those of single photographs, by the name of their file, with or without its ending and
+      its folder; None if there is no table of them.
   """
 
   every: float | None = None
   by_name: Mapping[str, float] | None = None
 
-  def of(self, path: Path, stated: float | None) -> float | None:
+  def of(self, file: str, stated: float | None) -> float | None:
     """The scale of a photograph: that of the table or of every photograph, else its file's own.
 
     Args:
-      path: of the photograph.
-      stated: what its file states, or None.
+      file: of the photograph, as `measurements.csv` names it, with / between folders.
+      stated: what the file states, or None. What `SCALE` does not take is ignored, with a warning.
 
     Returns:
       Side of a pixel in mm, or None if it is not known.
     """
-    for name in (path.name, path.stem):
+    place = PurePosixPath(file)
+    for name in (str(place), str(place.with_suffix("")), place.name, place.stem):
       if scale := (self.by_name or {}).get(unicodedata.normalize("NFC", name)):
         return scale
-    return self.every or stated
+    if self.every is not None or stated is None or SCALE.holds(stated):
+      return self.every or stated
+    _warn_of_stated(file, stated)
+    return None
+
+
+@functools.cache  # once per file
+def _warn_of_stated(file: str, stated: float) -> None:
+  logger.warning(
+    "%s: states %g mm per pixel, which no dermoscope has; it is measured in pixels alone",
+    *(file, stated),
+  )
 
 
 def read_scales(given: str | None) -> Scales:
@@ -57,7 +74,7 @@ def read_scales(given: str | None) -> Scales:
     The scales.
 
   Raises:
-    InputError: if it is neither a number above 0 nor such a table.
+    InputError: if it is neither a number that `SCALE` takes nor a table of such numbers.
   """
   if given is None:
     return Scales()
@@ -65,16 +82,14 @@ def read_scales(given: str | None) -> Scales:
     number = float(given)
   except ValueError:
     return Scales(by_name=_read_rows(Path(given)))
-  if not 0 < number < math.inf:
-    raise InputError(f"{FLAG} is {given}; it takes a number above 0")
-  _question(FLAG, [number])
+  SCALE.check(FLAG, number)
   return Scales(every=number)
 
 
 def _read_rows(path: Path) -> dict[str, float]:
   if not path.is_file():
     raise InputError(
-      f"{FLAG} is {str(path)!r}; it takes a number above 0, or a CSV file with the columns "
+      f"{FLAG} is {str(path)!r}; it takes a number from 0.001 to 1, or a CSV file with the columns "
       f"id,{COLUMN}"
     )
   table = read_table(path)
@@ -87,23 +102,12 @@ def _read_rows(path: Path) -> dict[str, float]:
     try:
       scale = float(text.replace(",", "."))
     except ValueError:
-      scale = math.nan
-    if not 0 < scale < math.inf:
-      raise InputError(f"{path} line {number}: {COLUMN} is {text!r}; give a number above 0")
+      raise InputError(
+        f"{path} line {number}: {COLUMN} takes {SCALE.takes}, not {text!r}"
+      ) from None
+    SCALE.check(f"{path} line {number}: {COLUMN}", scale)
     if not name or name in scales:
       fault = f"{name} is listed twice" if name else "the id is empty"
       raise InputError(f"{path} line {number}: {fault}; correct or remove it")
     scales[name] = scale
-  _question(str(path), list(scales.values()))
   return scales
-
-
-def _question(where: str, scales: Sequence[float]) -> None:
-  """Warns of scales that are likely of another unit, such as micrometres."""
-  odd = [scale for scale in scales if not USUAL[0] <= scale <= USUAL[1]]
-  if odd:
-    logger.warning(
-      "%s: %g mm a pixel is unusual, for 1000 pixels would show %g mm of skin%s",
-      *(where, odd[0], 1000 * odd[0]),
-      f"; {len(odd)} of {len(scales)} scales are" if len(scales) > 1 else "",
-    )

@@ -35,6 +35,8 @@ class Network:
     image_size: S, in pixels.
     probs_and_likeness: maps photographs to the same probabilities and the [B] float32 likeness of
       each to those that the network has learned from; None if that is not known.
+    likeness_bound: likeness that only few photographs like those stay under, see `Likeness`; None
+      if that is not known.
     precision: what it computes in, for a protocol.
     origin: where it comes from, as `Trained` has it.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
@@ -44,6 +46,7 @@ class Network:
   probs: Callable[[Any], Any]
   image_size: int
   probs_and_likeness: Callable[[Any], tuple[Any, Any]] | None = None
+  likeness_bound: float | None = None
   precision: str = "float32"
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seen: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
@@ -66,14 +69,16 @@ def create_network(trained: Trained, config: ConfigDict) -> Network:
   folded = fold_loaded(trained.variables, inspect_model(model, size).folds)
   variables = jax.device_put(folded, devices.replicated())
   run = jax.jit(functools.partial(lesion_probs, model))
-  scored = None
+  scored = bound = None
   if trained.likeness is not None:
     fitted = jax.device_put(trained.likeness, devices.replicated())
     scored = functools.partial(jax.jit(functools.partial(_scored, model)), variables, fitted)
+    bound = float(trained.likeness.bound)
   return Network(
     probs=functools.partial(run, variables),
     image_size=size,
     probs_and_likeness=scored,
+    likeness_bound=bound,
     precision=config.precision,
     origin={**trained.origin, "network_size": size},
     seen=trained.seen,
@@ -121,3 +126,9 @@ def create_predict(networks: Sequence[Network], tta: str = "none") -> Predict:
 def precision_of(networks: Sequence[Network]) -> str:
   """The precision of networks as a protocol names it; members of an ensemble may differ."""
   return ", ".join(sorted({network.precision for network in networks}))
+
+
+def lowest_likeness_bound(networks: Sequence[Network]) -> float | None:
+  """The bound that goes with the lowest likeness of several networks; None if none has one."""
+  bounds = [n.likeness_bound for n in networks if n.likeness_bound is not None]
+  return min(bounds, default=None)

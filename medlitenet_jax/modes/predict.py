@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import cv2
@@ -15,20 +15,23 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax.data.cases import MASK_SUFFIX
+from medlitenet_jax.data.images.gather import gather
 from medlitenet_jax.data.images.image_files import (
-  IMAGE_SUFFIXES,
   decode_image,
-  find_images,
   mm_per_pixel,
   read_content,
-  refuse_name,
   write_color,
   write_grey,
   write_mask,
 )
 from medlitenet_jax.data.images.resize import resize_image
 from medlitenet_jax.data.scales import Scales, read_scales
-from medlitenet_jax.inference.networks import Network, create_predict, precision_of
+from medlitenet_jax.inference.networks import (
+  Network,
+  create_predict,
+  lowest_likeness_bound,
+  precision_of,
+)
 from medlitenet_jax.inference.outline import Outline, mask_rule, outline_of_maps
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.threshold import read_threshold
@@ -37,11 +40,17 @@ from medlitenet_jax.modes.opening import open_networks
 from medlitenet_jax.pages.outlines import PREDICTION_COLOR, outlined
 from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.scores.measure import IN_MM
-from medlitenet_jax.scores.review import review_list
+from medlitenet_jax.scores.review import REVIEW_COLUMNS, review_list
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
+from medlitenet_jax.system.files import (
+  LONGEST_NAME,
+  TEMPORARY_SUFFIX,
+  claim_folder,
+  fixed_part,
+)
 from medlitenet_jax.system.lock import lock_folder
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +65,8 @@ class Photograph:
 
   Attributes:
     index: place in its source.
-    case_id: its name without ending; with it where another photograph differs in that alone.
+    case_id: its place below the folder that was given, with / between folders, without ending
+      unless another photograph differs in that alone.
     path: of its file.
     image: [H, W, 3] uint8 as read; `predict_cases` replaces it by one of the network's size. One
       black pixel where it cannot be read.
@@ -84,7 +94,7 @@ class PhotographSource:
   """Photographs in files; one that cannot be read has the reason in `error`."""
 
   def __init__(self, paths: Sequence[Path], case_ids: Mapping[Path, str]):
-    """Keeps the paths, and their `names_of`; a file is read when it is indexed."""
+    """Keeps the paths, and their names in the results; a file is read when it is indexed."""
     self._paths, self._case_ids = paths, case_ids
 
   def __len__(self) -> int:
@@ -110,31 +120,31 @@ class PhotographSource:
 
 def _refuse_long_name(path: Path, case_id: str) -> None:
   longest = LONGEST_NAME - len(f"{MASK_SUFFIX}.png{TEMPORARY_SUFFIX}")
-  if len(os.fsencode(case_id)) > longest:
+  if len(os.fsencode(PurePosixPath(case_id).name)) > longest:
     raise InputError(
       f"{path}: its name is longer than {longest} bytes, so none of its results can be named after "
       "it; rename it"
     )
 
 
-def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+def names_of(places: Mapping[Path, PurePath]) -> dict[Path, str]:
   """The names of photographs in the results.
 
   Args:
-    paths: as `find_photographs` gives them.
+    places: of the photographs, as `gather` gives them.
 
   Returns:
-    The name of each file without ending. Of files that differ in the ending alone, it is the whole
-    name of each.
+    The place of each without ending, with / between folders. Of files that differ in the ending
+    alone, it is the whole place of each.
 
   Raises:
     InputError: if two would still have one name.
   """
-  paths = list(paths)
-  stems = collections.Counter(path.stem for path in paths)
+  count = collections.Counter(place.with_suffix("") for place in places.values())
   found: dict[str, Path] = {}
-  for path in paths:
-    name = path.stem if stems[path.stem] == 1 else path.name
+  for path, place in places.items():
+    bare = place.with_suffix("")
+    name = (bare if count[bare] == 1 else place).as_posix()
     if found.setdefault(name, path) is not path:
       raise InputError(
         f"{path}: its results would have the name of those of {found[name]}; rename one of the two"
@@ -142,50 +152,28 @@ def names_of(paths: Iterable[Path]) -> dict[Path, str]:
   return {path: name for name, path in found.items()}
 
 
-def find_photographs(inputs: Sequence[Path]) -> list[Path]:
-  """Lists the photographs that files and folders hold, and names other files in the log.
+def find_photographs(inputs: Sequence[Path]) -> dict[Path, str]:
+  """Lists the photographs that files, folders and patterns stand for; see `gather`.
 
   Args:
-    inputs: image files, or folders of them.
+    inputs: image files, folders, or patterns.
 
   Returns:
-    Paths without repetition, in the order given, those of a folder sorted.
+    {path: name in the results}, in the order given, those of a folder sorted; see `names_of`.
 
   Raises:
     InputError: if an input does not exist, holds no image, or two photographs share a name with
       its ending.
   """
-  found: dict[str, Path] = {}
-  for given in inputs:
-    if given.is_dir():
-      paths = find_images(given)
-      others = sorted(path.name for path in set(given.iterdir()).difference(paths))
-      if others:
-        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        logger.warning("%s: left out %d that are no image files: %s", given, len(others), named)
-    elif not given.exists():
-      raise InputError(f"{given}: no such file or folder")
-    elif given.suffix.lower() not in IMAGE_SUFFIXES:
-      raise InputError(
-        f"{given}: not an image file; --input takes a folder, or a file that ends in one of "
-        f"{', '.join(IMAGE_SUFFIXES)}"
-      )
-    else:
-      refuse_name(given)
-      paths = [given]
-    for path in paths:
-      if found.setdefault(path.name, path).resolve() != path.resolve():
-        raise InputError(
-          f"{path}: {found[path.name]} has the same name; predict each into an --output of its own"
-        )
-  folded = collections.Counter(name.casefold() for name in names_of(found.values()).values())
+  paths = names_of(gather(inputs, SETTINGS_FILE))
+  folded = collections.Counter(name.casefold() for name in paths.values())
   if alike := sum(count for count in folded.values() if count > 1):
     logger.warning(
       "%d photographs have names that differ in case only; some file systems keep only one of "
       "two such files",
       alike,
     )
-  return list(found.values())
+  return paths
 
 
 def main(call: Call) -> None:
@@ -194,16 +182,28 @@ def main(call: Call) -> None:
   scales = read_scales(call.mm_per_pixel)
   config, networks = open_networks(call)
   paths = find_photographs(call.inputs)
+  _question_output(call.inputs, call.output)
   threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
   rule = mask_rule(config.eval, threshold)
   predict(config, networks, rule, paths, call.output, scales)
+
+
+def _question_output(inputs: Sequence[Path], output: Path) -> None:
+  """Warns of results among the photographs, where a person may take them for photographs."""
+  for given in inputs:
+    if output.resolve().is_relative_to(fixed_part(given).resolve()):
+      logger.warning(
+        "--output=%s lies in --input=%s; later calls leave it out, but a folder of its own is "
+        "clearer",
+        *(output, given),
+      )
 
 
 def predict(
   config: ConfigDict,
   networks: Sequence[Network],
   rule: MaskRule,
-  paths: Sequence[Path],
+  paths: Mapping[Path, str],
   output: Path,
   scales: Scales | None = None,
 ) -> None:
@@ -213,7 +213,7 @@ def predict(
     config: resolved; `eval`, `data` and `preprocess` are used.
     networks: one, or the members of an ensemble with weights of sum 1.
     rule: makes the masks.
-    paths: of the photographs, as `find_photographs` gives them.
+    paths: of the photographs, with their names, as `find_photographs` gives them.
     output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
@@ -230,7 +230,7 @@ def predict(
   with lock_folder(output, "is predicting into it", "--output"):
     # Again: another process may have written to it between the first check and the lock.
     claim_folder(output, SETTINGS_FILE, settings, "--output", notes)
-    _predict_rest(config, networks, rule, scales, names_of(paths), output)
+    _predict_rest(config, networks, rule, scales, paths, output)
 
 
 def _predict_rest(
@@ -248,6 +248,7 @@ def _predict_rest(
   if len(left) < len(paths):
     logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
 
+  record_start(output)
   failed: list[dict[str, str]] = []
   source = PhotographSource(left, paths)
   for photograph, maps in _predicted(config, networks, source):
@@ -256,15 +257,16 @@ def _predict_rest(
       tqdm.write(photograph.error)
       continue
     size = photograph.height, photograph.width
-    scale = scales.of(photograph.path, photograph.stated_mm)
+    scale = scales.of(_file_of(photograph.path, photograph.case_id), photograph.stated_mm)
     found = outline_of_maps(maps, *size, rule, scale)
     _write_pictures(photograph, found, rule, output)
     row = _row(photograph, found, scale)
     tables.append_csv(output / MEASUREMENTS_FILE, row)
     done[photograph.case_id] = row
-  asked = {path.name for path in paths}
-  others = [row for row in failed_before if Path(row["photograph"]).name not in asked]
-  _finish(output, done, [*others, *failed], config.eval.review_below)
+  asked = {path.resolve() for path in paths}
+  others = [row for row in failed_before if Path(row["photograph"]).resolve() not in asked]
+  bounds = config.eval.review_below, lowest_likeness_bound(networks)
+  _finish(output, done, [*others, *failed], *bounds)
   _count_without_scale([done[name] for name in paths.values() if name in done], scales)
   logger.info("Outlined %d of %d photographs: %s", len(paths) - len(failed), len(paths), output)
   if failed:
@@ -351,7 +353,7 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
     for row in rows:
       float(row["confidence"]), float(row["area_px"]), int(row["touches_frame"])
       int(row["regions"]), float(row["frame_share"]), float(row["mm_per_pixel"] or 0)
-      row["photograph"], row["sha256"]
+      float(row["likeness"] or 0), row["photograph"], row["sha256"]
     done = {row["case_id"]: row for row in rows}
   except (KeyError, ValueError) as error:
     raise InputError(
@@ -364,13 +366,18 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   return done, failed
 
 
+def _file_of(path: Path, case_id: str) -> str:
+  """The file of a photograph as the tables name it: below the folder that was given."""
+  return str(PurePosixPath(case_id).with_name(path.name))
+
+
 def _refuse_other_names(
   paths: Mapping[Path, str], done: Mapping[str, Mapping[str, Any]], output: Path
 ) -> None:
   """Refuses a photograph that is done under another name, which would be listed twice."""
   names = {row["photograph"]: name for name, row in done.items()}
   for path, name in paths.items():
-    if (before := names.get(path.name, name)) != name:
+    if (before := names.get(_file_of(path, name), name)) != name:
       raise InputError(
         f"{path}: {output} has its results by the name {before}, which would now be {name}, "
         "because of photographs that differ in the ending alone; choose another --output"
@@ -385,10 +392,10 @@ def _is_done(
     return False
   try:
     content = read_content(path)
-    scale = scales.of(path, mm_per_pixel(content, path))
+    scale = scales.of(_file_of(path, case_id), mm_per_pixel(content, path))
   except InputError:  # no longer readable: it is tried again, and listed as failed
     return False
-  if row["photograph"] != path.name or row["sha256"] != _sha256(content):
+  if row["photograph"] != _file_of(path, case_id) or row["sha256"] != _sha256(content):
     raise InputError(
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
@@ -409,6 +416,8 @@ def _write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, outp
   same = found.mask.shape == (height, width)
   shown = found.mask if same else rule.mask(found.probs, height, width)
   files = _files_of(photograph.case_id, output)
+  for file in files.values():
+    file.parent.mkdir(parents=True, exist_ok=True)
   write_color(files["overlays"], outlined(view, shown, PREDICTION_COLOR))
   enlarged = cv2.resize(found.entropy, (width, height), interpolation=cv2.INTER_LINEAR)
   write_grey(files["uncertainty"], enlarged)
@@ -416,14 +425,15 @@ def _write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, outp
 
 
 def _row(photograph: Photograph, found: Outline, scale: float | None) -> dict[str, Any]:
-  """The row of `measurements.csv` of one photograph; cells in mm are empty without a scale."""
+  """The row of `measurements.csv` of one photograph; what is not known is empty."""
   return {
     "case_id": photograph.case_id,
-    "photograph": photograph.path.name,
+    "photograph": _file_of(photograph.path, photograph.case_id),
     "sha256": photograph.sha256,
     "height": photograph.height,
     "width": photograph.width,
     "confidence": round(found.confidence, 4),
+    "likeness": None if found.likeness is None else round(found.likeness, 4),
     "mean_entropy": round(float(found.entropy.mean()), 5),
     "mean_disagreement": round(float(found.disagreement.mean()), 5),
     **{name: _rounded(value) for name, value in found.measurements.items() if name not in IN_MM},
@@ -441,11 +451,12 @@ def _finish(
   done: Mapping[str, Mapping[str, Any]],
   failed: Sequence[Mapping[str, str]],
   review_below: float,
+  likeness_below: float | None,
 ) -> None:
   """Sorts the table of measurements, and lists what a person should look at and what failed."""
   rows = [done[case_id] for case_id in sorted(done)]
-  review = review_list(rows, review_below)
+  review = review_list(rows, review_below, likeness_below)
   if rows:
     tables.write_csv(output / MEASUREMENTS_FILE, rows)
-  tables.write_csv(output / REVIEW_FILE, review, ("case_id", "confidence", "reasons"))
+  tables.write_csv(output / REVIEW_FILE, review, REVIEW_COLUMNS)
   tables.write_csv(output / FAILED_FILE, failed, ("photograph", "reason"))

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -123,6 +123,7 @@ def test_a_second_run_does_what_is_left(predicted, tmp_path):
   assert "1 of 3 were done before" in done.stdout
   after = contents(output)
   assert after.pop("predict.json") != before.pop("predict.json")  # which says where it lies
+  assert after.pop("starts.jsonl").startswith(before.pop("starts.jsonl"))
   assert after == before
 
 
@@ -200,6 +201,21 @@ def test_nothing_to_predict_is_one_line(given, says, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+def test_folders_are_kept_apart_and_results_are_not_taken_for_photographs(tmp_path):
+  for folder in ("one", "two"):
+    write_photographs(tmp_path / "in" / folder)
+  output = tmp_path / "in" / "results"
+  for call in range(2):
+    done = run(tmp_path / "in", output)
+    assert done.returncode == 0, done.stderr
+    assert "Outlined 6 of 6" in done.stdout and f"--output={output} lies in" in done.stdout
+    assert ("left out 1 that are no photographs: results" in done.stdout) == (call == 1)
+  names = [f"{folder}/{name}" for folder in ("one", "two") for name in sorted(SIZES)]
+  assert [row["case_id"] for row in measurements(output)] == names
+  assert [row["photograph"] for row in measurements(output)] == [f"{n}.jpg" for n in names]
+  assert cv2.imread(str(output / "masks" / "two" / "wide_segmentation.png")) is not None
+
+
 def red(images):
   return np.asarray(images, np.float32)[..., 0] / 255
 
@@ -212,6 +228,11 @@ def predict_red(inputs: list[Path], output: Path, scales: str | None = None) -> 
   given = read_scales(scales)
   predict(config, [network], MaskRule(), find_photographs(inputs), output, given)
   return {row["case_id"]: row for row in measurements(output)}
+
+
+def results(output: Path) -> dict:
+  """What was written, without the list of starts, which each call adds to."""
+  return {name: found for name, found in contents(output).items() if name != "starts.jsonl"}
 
 
 @pytest.fixture
@@ -237,19 +258,19 @@ def test_two_photographs_of_one_name_are_kept_apart(photographs, tmp_path):
     mask = cv2.imread(str(tmp_path / "out" / "masks" / f"{name}_segmentation.png"), 0)
     assert np.count_nonzero(mask) == int(row["area_px"])
   assert rows["a.jpg"]["sha256"] != rows["a.png"]["sha256"]
-  before = contents(tmp_path / "out")
+  before = results(tmp_path / "out")
   predict_red([photographs], tmp_path / "out")
-  assert contents(tmp_path / "out") == before
+  assert results(tmp_path / "out") == before
   with pytest.raises(
     InputError, match=r"has its results by the name a\.jpg, which would now be a,"
   ):
     predict_red([photographs / "a.jpg"], tmp_path / "out")
-  assert contents(tmp_path / "out") == before
+  assert results(tmp_path / "out") == before
 
 
 def test_names_that_cannot_be_kept_apart_are_refused(photographs, tmp_path):
   with pytest.raises(InputError, match="would have the name of those of"):
-    names_of([Path("a.jpg"), Path("a.png"), Path("a.jpg.tif")])
+    names_of({Path(name): PurePath(name) for name in ("a.jpg", "a.png", "a.jpg.tif")})
   (tmp_path / "other").mkdir()
   shutil.copy(photographs / "b.png", tmp_path / "other")
   with pytest.raises(InputError, match="has the same name"):
@@ -276,7 +297,6 @@ def test_scales_of_several_cameras(photographs, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     rows = predict_red([photographs], output, str(table))
   assert "1 of 4 photographs have no scale" in caplog.text
-  assert "1 mm a pixel is unusual" in caplog.text
   scales = {name: row["mm_per_pixel"] for name, row in rows.items()}
   assert scales == {"a.jpg": "0.02", "a.png": "0.03", "b": "", "c": "0.05"}
   table.write_text("id,mm_per_pixel\na,0.02\nb.png,0.01\nc,0.5\n")
@@ -291,10 +311,10 @@ def test_scales_of_several_cameras(photographs, tmp_path, caplog):
 @pytest.mark.parametrize(
   ("text", "says"),
   [
-    (None, "takes a number above 0, or a CSV file with the columns id,mm_per_pixel"),
+    (None, "takes a number from 0.001 to 1, or a CSV file with the columns id,mm_per_pixel"),
     ("id,scale\na,1\n", "first line with the columns id and mm_per_pixel"),
-    ("id,mm_per_pixel\na,wide\n", "line 2: mm_per_pixel is 'wide'"),
-    ("id,mm_per_pixel\na,0.1\nb,-1\n", "line 3: mm_per_pixel is '-1'"),
+    ("id,mm_per_pixel\na,wide\n", "line 2: mm_per_pixel takes .*, not 'wide'"),
+    ("id,mm_per_pixel\na,0.1\nb,20\n", r"line 3: mm_per_pixel takes .*20 µm are 0\.02"),
     ("id,mm_per_pixel\na,0.1\na,0.1\n", "line 3: a is listed twice"),
   ],
 )
@@ -306,11 +326,12 @@ def test_a_table_of_scales_that_cannot_be_used(tmp_path, text, says):
     read_scales(str(path))
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf"])
-def test_a_scale_that_is_no_length(given):
-  with pytest.raises(InputError, match="takes a number above 0"):
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "20", "0.0001"])
+def test_a_scale_that_no_dermoscope_has(given):
+  with pytest.raises(InputError, match=r"--mm_per_pixel takes .*20 µm are 0\.02.*, not"):
     read_scales(given)
   assert read_scales(None) == Scales()
+  assert read_scales("0.001").every == 0.001 and read_scales("1").every == 1
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):

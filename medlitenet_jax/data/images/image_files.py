@@ -67,24 +67,6 @@ def refuse_name(path: Path) -> None:
     raise InputError(f"{path.parent}: rename {path.name!a}; its name has control characters")
 
 
-def find_images(folder: Path) -> list[Path]:
-  """Finds the images of a folder, without subfolders and hidden files.
-
-  Args:
-    folder: folder to search.
-
-  Returns:
-    Paths, sorted by name without suffix.
-
-  Raises:
-    InputError: if there is no image, and see `refuse_name`.
-  """
-  found = [path for paths in image_names(folder).values() for path in paths]
-  if not found:
-    raise InputError(no_image(folder))
-  return found
-
-
 def without_ending(name: str, known: Collection[str]) -> str:
   """The name of a case that a table names by its photograph's file or by the case's name.
 

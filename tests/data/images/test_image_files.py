@@ -15,7 +15,7 @@ from PIL import Image
 
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.images.image_files import (
-  find_images,
+  image_names,
   image_size,
   mm_per_pixel,
   read_image,
@@ -457,18 +457,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, suffix, says
   else:
     write_dicom(path, quadrants(), "RGB")
   monkeypatch.setitem(sys.modules, package, None)
-  assert find_images(tmp_path) == [path]
+  assert image_names(tmp_path) == {"x": [path]}
   for read in (image_size, read_image, read_mask):
     with pytest.raises(InputError) as error:
       read(path)
     assert says in str(error.value) and str(path) in str(error.value)
-
-
-def test_a_folder_without_images_says_what_is_there(tmp_path):
-  for name in ("a.nef", "b.nef", "c.txt"):
-    (tmp_path / name).touch()
-  with pytest.raises(InputError, match=r"no image in it, but 2 \.nef, 1 \.txt; put files"):
-    find_images(tmp_path)
 
 
 DICOM = {  # name: (pixels, photometric interpretation, options, the grey or colour that is seen)
@@ -706,7 +699,7 @@ def test_an_invalid_orientation_is_ignored(tmp_path, orientation):
 def test_names_with_control_characters_are_refused(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(InputError, match="control characters") as error:
-    find_images(tmp_path)
+    image_names(tmp_path)
   assert str(error.value).isprintable()
 
 
