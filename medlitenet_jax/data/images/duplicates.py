@@ -37,7 +37,7 @@ MIN_OVERLAP = 0.6  # fraction of the frame that must be visible in both
 _BLOCK = 1024  # number of photographs per block in the comparison of all pairs
 _CHUNK = 256  # number of pairs that a thread aligns at a time
 # Limits on the steps of an alignment. Each size begins where the smaller one ended.
-_STEPS_AT_QUARTER, _STEPS_AT_HALF, _STEPS = 3, 5, 30
+_STEPS_AT_QUARTER, _STEPS_AT_HALF, _STEPS = 3, 3, 30
 _NOISE = 3.0  # contrast, in levels, below which detail is not amplified
 
 
