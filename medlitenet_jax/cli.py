@@ -97,7 +97,10 @@ _mm_per_pixel = flags.DEFINE_string(
   "then measures in millimetres as well.",
 )
 _force = flags.DEFINE_bool(
-  "force", False, "Train continues a run with changed fields that only this flag lets change."
+  "force",
+  False,
+  "Train continues a run with changed fields that only this flag lets change, and starts on masks "
+  "that look wrong, which check then takes for warnings.",
 )
 _distributed = flags.DEFINE_boolean(
   "distributed",

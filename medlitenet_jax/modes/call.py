@@ -32,7 +32,7 @@ class Call:
     inputs: photographs, or folders.
     weights: name or path of a weights file that is used in place of a run; None: the run is used.
     mm_per_pixel: scale of the photographs, a number or the path of a table of them, or None.
-    force: whether a run may go on with changed fields.
+    force: whether a run may go on with changed fields or start on masks that look wrong.
     distributed: whether this is one of several processes.
     start: how a command of this program begins.
     command: the whole command line, as a shell takes it.

@@ -1,10 +1,14 @@
-"""Reads a whole data set and says what is in it and what is wrong with it, changing nothing."""
+"""Reads a data set and says what is in it and what is wrong with it, changing nothing.
+
+`--mode=check` reads the whole set; a training takes a short look at a sample before it starts.
+"""
 
 import collections
 import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +19,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax.data.cases import Source
+from medlitenet_jax.data.findings import (
+  Look,
+  find_in_masks,
+  find_other_sizes,
+  find_small_splits,
+  look_at,
+)
 from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, damage
 from medlitenet_jax.data.images.duplicates import Pair, near_duplicates, thumbnail
 from medlitenet_jax.data.sources import FolderSource, create_source, drawn
@@ -30,21 +41,25 @@ from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
+# Most pairs that are read of each split before a training starts, and for how long at most.
+LOOK_PAIRS, LOOK_SECONDS = {"train": 64, "val": 32}, 5.0
+TWO_SIZES = 0.1  # fraction of the photographs that are smaller copies, from which it is told
 CHECK_FILE, PROBLEMS_FILE, SHEET_FILE = "check.json", "problems.csv", "contact_sheet.png"
 
 
 def main(call: Call) -> None:
   """Checks the data set of the recipe; see `check`."""
   begin(call, call.output)
-  check(resolve_recipe(call), call.output)
+  check(resolve_recipe(call), call.output, force=call.force)
 
 
-def check(config: ConfigDict, output: Path) -> None:
+def check(config: ConfigDict, output: Path, *, force: bool = False) -> None:
   """Reads every case and writes a table, a list of problems and a sheet of pictures.
 
   Args:
     config: resolved; of it only `data` and `seed` are read.
     output: folder that receives `check.json`, `problems.csv` and `contact_sheet.png`.
+    force: whether findings that would make training pointless are warnings.
 
   Raises:
     InputError: if the data cannot be opened at all and, once all is written, if a problem would
@@ -55,19 +70,24 @@ def check(config: ConfigDict, output: Path) -> None:
   root = Path(config.data.root).resolve()
   if config.data.source == "folder" and output.resolve().is_relative_to(root):
     raise InputError(f"{output}: lies in the data, which is left as it is; choose another --output")
-  sources, files, problems = _open(config)
+  sources, files, problems, findings = _open(config)
   readings, found = _read(sources, files, config.data.num_threads)
   problems += found
-  logger.info("Looking for the same pictures among %d.", len(readings))
   pairs, left_out = near_duplicates(
     [reading.thumbnail for reading in readings], config.data.num_threads
   )
   problems += _odd_masks(readings) + _same_pictures(readings, pairs)
+  of_masks = find_in_masks([reading.look for reading in readings])
+  if force:
+    of_masks = [dataclasses.replace(finding, stops_training=False) for finding in of_masks]
+  findings += of_masks + _two_sizes(readings, pairs)
+  findings += find_small_splits({split: len(source) for split, source in sources.items()})
+  problems += findings
   if left_out:
     what = f"{left_out} pairs of photographs that look alike when small were not compared further"
     problems.append(Problem("not_compared", "", "", what, False))
   problems.sort(key=lambda problem: (not problem.stops_training, problem.kind))
-  summary = check_page.summary(config, sources, readings, problems)
+  summary = check_page.summary(config, sources, readings, problems, findings)
 
   record_start(output)
   replace_file(output / CHECK_FILE, json.dumps(summary, indent=2) + "\n")
@@ -80,18 +100,85 @@ def check(config: ConfigDict, output: Path) -> None:
   stopping = collections.Counter(p.kind for p in problems if p.stops_training)
   if stopping:
     counts = ", ".join(f"{count} {kind}" for kind, count in stopping.items())
+    forced = {finding.kind for finding in of_masks if finding.stops_training}
+    way = f" ({', '.join(sorted(forced))}: only warnings with --force)" if forced else ""
     raise InputError(
       f"{stopping.total()} problem{'s' * (stopping.total() > 1)} would stop training: {counts}; "
-      f"{output / PROBLEMS_FILE} says what to do about each"
+      f"{output / PROBLEMS_FILE} says what to do about each{way}"
     )
+
+
+def short_look(config: ConfigDict, sources: Mapping[str, Source], *, force: bool) -> None:
+  """Refuses to train on masks that would make it pointless, as far as a sample of pairs shows it.
+
+  Warns of what is merely odd. Generated pictures are not looked at.
+
+  Args:
+    config: resolved; of it only `data` and `seed` are read.
+    sources: of the splits that `LOOK_PAIRS` names.
+    force: whether to warn of it only.
+
+  Raises:
+    InputError: if most masks are wrong, or a pair of the sample cannot be read.
+  """
+  if config.data.source == "synthetic":
+    return
+  answers = _read_sample(config, sources)
+  found = find_in_masks([answer for answer in answers if isinstance(answer, Look)])
+  counts = {split: len(source) for split, source in sources.items()}
+  if config.data.source == "folder":
+    counts["test"] = len(create_scan(config.data, ("test",)).cases["test"])
+  found += find_small_splits(counts)
+  stopping = [str(answer) for answer in answers if isinstance(answer, InputError)]
+  stopping += [finding.what for finding in found if finding.stops_training]
+  for finding in found:
+    if not finding.stops_training:
+      logger.warning("Of %s: %s", config.data.root, finding.what)
+  if stopping and not force:
+    raise InputError(
+      f"{stopping[0]}; --mode=check lists what is wrong with the whole set, --force trains all the "
+      "same"
+    )
+  for line in stopping:
+    logger.warning("%s", line)
+
+
+def _read_sample(config: ConfigDict, sources: Mapping[str, Source]) -> list[Look | InputError]:
+  """Reads pairs at random, as many as `LOOK_PAIRS` says or `LOOK_SECONDS` allows."""
+  rng = np.random.default_rng(config.seed)
+  places = [
+    (split, int(index))
+    for split, source in sources.items()
+    for index in rng.permutation(len(source))[: LOOK_PAIRS[split]]
+  ]
+  rng.shuffle(places)  # what is read in time is of both splits
+
+  def look(place: tuple[str, int]) -> Look | InputError:
+    split, index = place
+    try:
+      return look_at(sources[split][index], split)
+    except InputError as error:
+      return error
+
+  end = time.perf_counter() + LOOK_SECONDS
+  answers: list[Look | InputError] = []
+  pool = ThreadPoolExecutor(config.data.num_threads)
+  try:
+    for answer in pool.map(look, places):
+      answers.append(answer)
+      if time.perf_counter() > end:
+        break
+  finally:
+    pool.shutdown(cancel_futures=True)
+  return answers
 
 
 # The files of each split's cases, where they are files of a folder.
 Files = Mapping[str, Sequence[FolderCase]]
 
 
-def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem]]:
-  """The splits that can be opened, and what was found wrong without reading a case."""
+def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem], list[Problem]]:
+  """The splits that can be opened, and problems and findings known without reading a case."""
   sources: dict[str, Source]
   if config.data.source == "folder":
     scan = create_scan(config.data)
@@ -100,7 +187,8 @@ def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem]]:
       kept = drawn([case.case_id for case in cases], config.data, split, config.seed)
       files[split] = cases if kept is None else [cases[index] for index in kept]
     problems = [_only_warn_of_test(p) for p in scan.problems] + _hidden_damage(scan)
-    return {split: FolderSource(cases) for split, cases in files.items()}, files, problems
+    sources = {split: FolderSource(cases) for split, cases in files.items()}
+    return sources, files, problems, find_other_sizes(scan)
   sources, problems = {}, []
   for split in SPLITS:
     try:
@@ -109,7 +197,7 @@ def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem]]:
       problems.append(_only_warn_of_test(Problem("empty_split", split, split, str(error), True)))
   if not sources:
     raise InputError(problems[0].what)
-  return sources, {}, problems
+  return sources, {}, problems, []
 
 
 def _only_warn_of_test(problem: Problem) -> Problem:
@@ -153,9 +241,8 @@ def _read(
     height, width = case.mask.shape
     digest = hashlib.blake2b(f"{height}x{width}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(case.image).data)
-    lesion = np.count_nonzero(case.mask) / case.mask.size
-    small = thumbnail(case.image)
-    return Reading(split, index, case.case_id, height, width, lesion, digest.digest(), small)
+    small, look = thumbnail(case.image), look_at(case, split)
+    return Reading(split, index, case.case_id, height, width, digest.digest(), small, look)
 
   pool = ThreadPoolExecutor(num_threads)
   try:
@@ -164,7 +251,7 @@ def _read(
         pool.map(read, places),
         total=len(places),
         unit="case",
-        desc="check",
+        desc="read",
         dynamic_ncols=True,
       )
     )
@@ -199,8 +286,32 @@ def _same_pictures(readings: Sequence[Reading], pairs: Iterable[Pair]) -> list[P
       kind, how = "duplicate", "the same pixels"
     elif pair.turned:
       how += ", flipped or turned"
+    if _sizes_differ(one, other):
+      sizes = f"{one.height}x{one.width} and {other.height}x{other.width}"
+      how += f", at two sizes ({sizes}),"
     what = f"{how} as {other.case_id} in {other.split}"
     if one.split != other.split:
       kind = "leakage"
     problems.append(Problem(kind, one.case_id, one.split, what, False))
   return problems
+
+
+def _sizes_differ(one: Reading, other: Reading) -> bool:
+  """Whether two photographs differ in size by more than a crop of a few pixels."""
+  larger, smaller = sorted((one.height * one.width, other.height * other.width), reverse=True)
+  return larger > 1.5 * smaller
+
+
+def _two_sizes(readings: Sequence[Reading], pairs: Iterable[Pair]) -> list[Problem]:
+  """Warns of a set that holds many of its photographs at two sizes."""
+  twice = [p for p in pairs if _sizes_differ(readings[p.first], readings[p.second])]
+  smaller = {
+    min((p.first, p.second), key=lambda i: readings[i].height * readings[i].width) for p in twice
+  }
+  if not smaller or len(smaller) < TWO_SIZES * len(readings):
+    return []
+  what = (
+    f"{len(smaller)} of {len(readings)} photographs are smaller copies of others; remove the "
+    "smaller ones, or keep both in one split by config.data.group_column"
+  )
+  return [Problem("two_sizes", "photographs", "", what, False)]

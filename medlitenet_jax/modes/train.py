@@ -11,6 +11,7 @@ from medlitenet_jax.inference.validation import create_validate
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
+from medlitenet_jax.modes.check import short_look
 from medlitenet_jax.modes.prepare import make_ready
 from medlitenet_jax.pages.figures import draw_curves
 from medlitenet_jax.system import devices
@@ -36,7 +37,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     config: resolved.
     workdir: receives what `loop.train` writes, and `figures/`.
     force: whether the run may continue with other values of the fields that are
-      `config.FORCE_ONLY`.
+      `config.FORCE_ONLY`, and start on data that `check.short_look` refuses.
 
   Raises:
     InputError: if the data, the weights to start from or the workdir cannot be used, in which case
@@ -51,6 +52,8 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     name: create_source(config.data, name, config.seed, to_score=name == "val")
     for name in ("train", "val")
   }
+  if not whole_steps(workdir):
+    devices.on_main_process(lambda: short_look(config, sources, force=force))
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   best_step = loop.train(
     config,

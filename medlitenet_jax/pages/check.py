@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax.data.cases import Source, split_hash
+from medlitenet_jax.data.findings import Look
 from medlitenet_jax.data.folder import Problem
 from medlitenet_jax.data.images.duplicates import Pair
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
@@ -35,9 +36,9 @@ class Reading:
     case_id: name of the case.
     height: in pixels.
     width: in pixels.
-    lesion: fraction of the frame that is lesion.
     digest: hash of the pixels.
     thumbnail: see `duplicates.thumbnail`.
+    look: to judge the mask beside others.
   """
 
   split: str
@@ -45,9 +46,14 @@ class Reading:
   case_id: str
   height: int
   width: int
-  lesion: float
   digest: bytes
   thumbnail: np.ndarray
+  look: Look
+
+  @property
+  def lesion(self) -> float:
+    """Fraction of the frame that is lesion."""
+    return self.look.lesion
 
 
 def summary(
@@ -55,6 +61,7 @@ def summary(
   sources: Mapping[str, Source],
   readings: Sequence[Reading],
   problems: Sequence[Problem],
+  findings: Sequence[Problem],
 ) -> dict[str, Any]:
   """Counts cases and problems.
 
@@ -62,7 +69,8 @@ def summary(
     config: resolved configuration.
     sources: source of each split.
     readings: readings of the cases that could be read.
-    problems: all problems.
+    problems: all problems, findings among them.
+    findings: those of the set or a split as a whole.
 
   Returns:
     The content of `check.json`.
@@ -89,6 +97,7 @@ def summary(
     "source": config.data.source,
     "root": config.data.root if config.data.source == "folder" else None,
     "splits": splits,
+    "findings": [dataclasses.asdict(finding) for finding in findings],
     "problems": dict(collections.Counter(p.kind for p in problems if p.stops_training)),
     "warnings": dict(collections.Counter(p.kind for p in problems if not p.stops_training)),
   }
@@ -154,4 +163,6 @@ def show(summary: Mapping[str, Any], output: Path) -> None:
     print("\n" + tables.table(("found", "count", "effect"), counts))
   else:
     print("\nNo problems found.")
+  for finding in summary["findings"]:
+    print(f"\n{finding['kind']}: {finding['what']}.")
   logger.info("Sizes are height x width, lesions fractions of the frame: %s", output)

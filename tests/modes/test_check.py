@@ -12,6 +12,7 @@ from small_runs import arguments, contents, launch, resolved, write_case
 
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.synthetic import draw_dermoscopy
+from medlitenet_jax.modes import train as train_mode
 from medlitenet_jax.modes.check import check
 from medlitenet_jax.system.errors import InputError
 
@@ -47,6 +48,8 @@ DEFECTS = {
   ("duplicate", "copy", "train", False),
   ("leakage", "good_2", "train", False),  # of flip, in val
   ("leakage", "good_1", "train", False),  # of again, in test
+  ("small_split", "val", "val", False),
+  ("small_split", "test", "test", False),
 }
 
 
@@ -108,9 +111,21 @@ def config_of(root, **fields):
   )
 
 
-def found_in(output):
+def found_in(output, but=()):
   with (output / "problems.csv").open(newline="") as file:
-    return list(csv.DictReader(file))
+    return [row for row in csv.DictReader(file) if row["kind"] not in but]
+
+
+def folder_of_thirty(root, change=lambda mask: mask):
+  """Ten cases in each split; their masks are changed."""
+  for number in range(30):
+    write_drawing(root, f"case_{number:02}", number)
+    path = paths(root, f"case_{number:02}")[1]
+    cv2.imwrite(str(path), change(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+  splits = {f"case_{n:02}": split for n, split in enumerate(("train", "val", "test") * 10)}
+  rows = [f"{case_id},{split}," for case_id, split in splits.items()]
+  (root / "splits.csv").write_text("\n".join(["id,split,patient", *rows]) + "\n")
+  return root
 
 
 def test_what_training_refuses_of_test_is_listed(tmp_path):
@@ -155,14 +170,14 @@ def test_every_defect_is_found_by_name_and_nothing_is_changed(tmp_path, capsys):
 
 
 def test_clean_folder_has_no_problem(tmp_path, capsys):
-  root = clean_folder(tmp_path / "data")
+  root = folder_of_thirty(tmp_path / "data")
   check(config_of(root), tmp_path / "out")
   assert found_in(tmp_path / "out") == []
   summary = json.loads((tmp_path / "out" / "check.json").read_text())
-  assert summary["problems"] == summary["warnings"] == {}
+  assert summary["problems"] == summary["warnings"] == {} and summary["findings"] == []
   train = summary["splits"]["train"]
-  assert train["cases"] == train["read"] == 3 and train["height_width"]["median"] == [96, 96]
-  masks = [draw_dermoscopy(0, number, 96)[1] for number in range(3)]
+  assert train["cases"] == train["read"] == 10 and train["height_width"]["median"] == [96, 96]
+  masks = [draw_dermoscopy(0, number, 96)[1] for number in range(0, 30, 3)]
   fractions = train["lesion_fraction"]
   assert fractions["0.5"] == pytest.approx(np.median([m.mean() for m in masks]), abs=1e-4)
   assert fractions["1"] == pytest.approx(max(m.mean() for m in masks), abs=1e-4)
@@ -205,8 +220,78 @@ def test_warnings_alone_do_not_stop(tmp_path):
   root = clean_folder(tmp_path / "data")
   Image.fromarray(np.zeros((96, 96), np.uint8)).save(paths(root, "good_0")[1])
   check(config_of(root), tmp_path / "out")
-  (row,) = found_in(tmp_path / "out")
+  (row,) = found_in(tmp_path / "out", but=("small_split",))
   assert (row["kind"], row["name"], row["stops_training"]) == ("empty_mask", "good_0", "False")
+
+
+def test_masks_that_would_ruin_a_training_are_refused_unless_forced(tmp_path, capsys):
+  root, output = folder_of_thirty(tmp_path / "data", lambda mask: 255 - mask), tmp_path / "out"
+  with pytest.raises(InputError, match=r"1 inverted_masks.*--force"):
+    check(config_of(root), output)
+  (row,) = found_in(output, but=("nearly_full_mask",))
+  assert (row["kind"], row["stops_training"]) == ("inverted_masks", "True")
+  assert "lesion as 255" in row["what"] and row["what"] in capsys.readouterr().out
+  check(config_of(root), output, force=True)
+  summary = json.loads((output / "check.json").read_text())
+  assert summary["problems"] == {} and summary["warnings"]["inverted_masks"] == 1
+  assert [finding["what"] for finding in summary["findings"]] == [row["what"]]
+
+
+def test_training_takes_a_short_look_before_anything_is_written(tmp_path, monkeypatch, caplog):
+  root, workdir = folder_of_thirty(tmp_path / "data", np.zeros_like), tmp_path / "run"
+  (root / "splits.csv").write_text(
+    "id,split\n" + "".join(f"case_{n:02},{s}\n" for n, s in enumerate(("train", "val", "test") * 5))
+  )
+  config = config_of(root)
+  config.data.group_column = ""
+
+  class Started(Exception):
+    """The network would be created now."""
+
+  def start(*_):
+    raise Started
+
+  monkeypatch.setattr(train_mode, "create_model", start)
+  with caplog.at_level("WARNING"), pytest.raises(InputError, match=r"10 of 10 masks .*--force"):
+    train_mode.train(config, workdir)
+  assert all(f"only 5 photographs in {split}" in caplog.text for split in ("train", "val", "test"))
+  with pytest.raises(Started):
+    train_mode.train(config, workdir, force=True)
+  for number in range(15):
+    write_drawing(root, f"case_{number:02}", number)
+  with pytest.raises(Started):
+    train_mode.train(config, workdir)
+  paths(root, "case_00")[0].write_bytes(paths(root, "case_00")[0].read_bytes()[:-1000])
+  with pytest.raises(InputError, match=r"case_00\.png: .*repair.*--force"):
+    train_mode.train(config, workdir)
+  assert not workdir.exists()
+
+
+def test_masks_of_another_size_and_photographs_at_two_sizes_are_told_together(tmp_path):
+  root = clean_folder(tmp_path / "data")
+  for number in range(5):
+    image, mask = (cv2.imread(str(path)) for path in paths(root, f"good_{number}"))
+    cv2.imwrite(str(paths(root, f"small_{number}")[0]), cv2.resize(image, (64, 64)))
+    cv2.imwrite(str(paths(root, f"small_{number}")[1]), (mask[::3, ::3] > 0)[..., :1] * 255)
+  (root / "splits.csv").unlink()
+  config = config_of(root)
+  config.data.group_column = ""
+  with pytest.raises(InputError, match="5 size_mismatch"):  # 5 of 10 are not most
+    check(config, tmp_path / "out")
+  for number in range(5):
+    path = paths(root, f"small_{number}")[1]
+    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path), 0), (64, 64)) // 255 * 255)
+  check(config, tmp_path / "out")
+  (row,) = (row for row in found_in(tmp_path / "out") if row["kind"] == "two_sizes")
+  assert "5 of 10 photographs" in row["what"]
+  copies = [row["what"] for row in found_in(tmp_path / "out") if "at two sizes" in row["what"]]
+  assert len(copies) == 5 and "96x96" in copies[0] and "64x64" in copies[0]
+  for path in (root / "masks").iterdir():
+    cv2.imwrite(str(path), cv2.imread(str(path), 0)[::2, ::2])
+  with pytest.raises(InputError, match="1 wrong_scale"):
+    check(config, tmp_path / "out")
+  (row,) = (row for row in found_in(tmp_path / "out") if row["kind"] == "wrong_scale")
+  assert "10 of 10 masks" in row["what"] and "each 0.5 times" in row["what"]
 
 
 def test_empty_split_stops_training_but_for_test(tmp_path):
@@ -215,14 +300,15 @@ def test_empty_split_stops_training_but_for_test(tmp_path):
   (root / "splits.csv").write_text("id,split,patient\n" + rows)
   with pytest.raises(InputError, match="1 problem would stop training: 1 empty_split"):
     check(config_of(root), tmp_path / "out")
-  rows = {row["name"]: row["stops_training"] for row in found_in(tmp_path / "out")}
+  found = found_in(tmp_path / "out", but=("small_split",))
+  rows = {row["name"]: row["stops_training"] for row in found}
   assert rows == {"val": "True", "test": "False"}
 
 
 def test_generated_cases(tmp_path):
   config = resolved(data__synthetic__num_train=4, data__synthetic__num_test=0)
   check(config, tmp_path / "out")
-  (row,) = found_in(tmp_path / "out")
+  (row,) = found_in(tmp_path / "out", but=("small_split",))
   assert (row["kind"], row["name"]) == ("empty_split", "test") and "num_test" in row["what"]
   summary = json.loads((tmp_path / "out" / "check.json").read_text())
   assert [summary["splits"][split]["read"] for split in ("train", "val")] == [4, 3]
