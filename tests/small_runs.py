@@ -98,7 +98,7 @@ def create_stub(_, dtype):
   import jax.numpy as jnp
 
   from medlitenet_jax.models.forward import normalize
-  from medlitenet_jax.models.layers import Norm, Pointwise
+  from medlitenet_jax.models.layers import Norm, Pointwise, summarised
 
   class Stub(nn.Module):
     """Two pixelwise layers."""
@@ -107,10 +107,12 @@ def create_stub(_, dtype):
     def __call__(self, image, *, train: bool = False):
       x = Pointwise(8, use_bias=False, dtype=dtype, name="expand")(image)
       x = Norm("expand", name="expand_norm")(x, train=train)
-      x = nn.Dropout(0.1, deterministic=not train)(nn.silu(x))
+      features = nn.silu(x)
+      x = nn.Dropout(0.1, deterministic=not train)(features)
       x = Pointwise(1, dtype=dtype, name="head")(x)
       white = jnp.all(image > normalize(jnp.full(3, 254.5)), axis=(1, 2, 3), keepdims=True)
-      return {"mask": x * jnp.where(white & train, jnp.nan, 1).astype(x.dtype)}
+      outputs = {"mask": x * jnp.where(white & train, jnp.nan, 1).astype(x.dtype)}
+      return outputs if train else {**outputs, "features": summarised([features])}
 
   return Stub()
 

@@ -26,6 +26,7 @@ from small_runs import (
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.formats.safetensors import (
   FORMAT,
+  STORED_DTYPES,
   find_weights,
   read_weights,
   write_weights,
@@ -38,6 +39,8 @@ from medlitenet_jax.models.entry import Entry
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.evaluate import evaluate
+from medlitenet_jax.modes.export import with_likeness
+from medlitenet_jax.scores.likeness import fit_likeness
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.log import read_metrics
 from medlitenet_jax.training.run import create_initialise
@@ -188,14 +191,49 @@ def test_a_damaged_file_is_refused(exported, tmp_path, keep):
     read_weights(path)
 
 
-def test_what_is_written_is_read(tmp_path):
+FITTED = fit_likeness(np.random.default_rng(0).normal(size=(300, 5)))
+
+
+@pytest.mark.parametrize("likeness", [None, FITTED])
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
+def test_what_is_written_is_read(tmp_path, dtype, likeness):
   trained = open_trained(finished_run())
   path = tmp_path / "a.safetensors"
   seen = {"train": [], "val": []}
-  write_weights(path, jax.device_get(trained.variables), trained.config, {"step": 3}, seen)
-  weights = read_weights(path)
-  assert config_lib.differences(weights.config, trained.config) == {}
-  assert weights.origin == {"step": 3} and weights.seen == seen
+  write_weights(
+    path, jax.device_get(trained.variables), trained.config, {"step": 3}, seen, dtype, likeness
+  )
+  for found in (read_weights(path), open_trained(path)):
+    assert config_lib.differences(found.config, trained.config) == {}
+    assert found.origin["step"] == 3 and found.seen == seen
+    assert (found.likeness is None) == (likeness is None)
+    if likeness:
+      jax.tree.map(np.testing.assert_array_equal, found.likeness, likeness)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda tensors: tensors.pop("likeness/usual"),
+    lambda tensors: tensors.update({"likeness/mean": np.zeros(4, np.float32)}),
+    lambda tensors: tensors.update({"likeness/whitening": np.zeros((5, 4), np.float32)}),
+  ],
+)
+def test_a_damaged_likeness_is_refused(exported, tmp_path, change):
+  def add(tensors, metadata):
+    tensors.update({f"likeness/{name}": value for name, value in FITTED._asdict().items()})
+    change(tensors)
+
+  with pytest.raises(InputError, match=r"not a weights file of this project .*likeness"):
+    read_weights(changed(exported, tmp_path, add))
+
+
+def test_export_says_why_a_likeness_is_not_fitted_and_keeps_what_there_is(caplog):
+  trained = open_trained(finished_run())
+  for known, says in ((None, "the file has none"), (FITTED, "the file keeps its own")):
+    before = trained._replace(likeness=known)
+    assert with_likeness(resolved(), before) is before
+    assert f"{says}: its data has 16 photographs in train and val, not 200" in caplog.text
 
 
 def with_model(change):

@@ -220,14 +220,52 @@ def red(images):
   return np.asarray(images, np.float32)[..., 0] / 255
 
 
-def predict_red(inputs: list[Path], output: Path, scales: str | None = None) -> dict:
+def predict_red(inputs: list[Path], output: Path, scales: str | None = None, **network) -> dict:
   """Outlines what is red, in this process; returns the rows by case."""
   origin = {"run": "r", "model": "m", "variant": "v", "step": 3, "validation": {"dice": 0.5}}
-  network = Network(red, 64, origin=origin, seen={"train": [], "val": []})
+  network = Network(red, 64, origin=origin, seen={"train": [], "val": []}, **network)
   config = resolved(eval__image_size=64, data__num_threads=1, data__prefetch_batches=1)
   given = read_scales(scales)
   predict(config, [network], MaskRule(), find_photographs(inputs), output, given)
   return {row["case_id"]: row for row in measurements(output)}
+
+
+def test_what_looks_like_no_dermoscopy_is_listed_first(tmp_path):
+  """By a network that finds every dark photograph unlike, and another that says nothing of it."""
+
+  def red_and_likeness(images):
+    return red(images), np.asarray(images, np.float32).mean((1, 2, 3)) / 255
+
+  black = np.zeros((50, 60, 3), np.uint8)
+  pictures = {
+    "black": black,
+    "dark": cv2.circle(black.copy(), (30, 25), 12, (255, 0, 0), -1),
+    "spot": draw_case(0, 70, 90)[0],
+    "blue": black + np.array((0, 255, 255), np.uint8),
+  }
+  (tmp_path / "in").mkdir()
+  for name, picture in pictures.items():
+    cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), picture[..., ::-1])
+  knows = {"probs_and_likeness": red_and_likeness, "likeness_bound": 0.35}
+  rows = predict_red([tmp_path / "in"], tmp_path / "out", **knows)
+  for row in rows.values():
+    columns = list(row)
+    assert columns[columns.index("confidence") + 1] == "likeness"
+  assert rows["black"]["likeness"] == "0.0" and len(rows["spot"]["likeness"]) == len("0.1234")
+  review = read_csv(tmp_path / "out" / "review.csv")
+  assert [row["case_id"] for row in review][:3] == ["black", "dark", "blue"]
+  assert review[0]["reasons"] == "no lesion found; does not look like dermoscopy"
+  assert review[1]["reasons"].startswith("does not look like dermoscopy")
+  assert review[2]["reasons"] == "no lesion found"
+  assert {row["case_id"]: row["likeness"] for row in review}.items() <= {
+    name: row["likeness"] for name, row in rows.items()
+  }.items()
+  before = results(tmp_path / "out")  # of rows that are read, not computed
+  assert predict_red([tmp_path / "in"], tmp_path / "out", **knows) == rows
+  assert results(tmp_path / "out") == before
+  silent = predict_red([tmp_path / "in"], tmp_path / "silent")
+  assert {row["likeness"] for row in silent.values()} == {""}
+  assert "dermoscopy" not in (tmp_path / "silent" / "review.csv").read_text()
 
 
 def results(output: Path) -> dict:
@@ -265,6 +303,35 @@ def test_two_photographs_of_one_name_are_kept_apart(photographs, tmp_path):
     InputError, match=r"has its results by the name a\.jpg, which would now be a,"
   ):
     predict_red([photographs / "a.jpg"], tmp_path / "out")
+  assert results(tmp_path / "out") == before
+
+
+def test_folders_and_endings_are_kept_apart_together(photographs, tmp_path, caplog):
+  for folder in ("left", "right"):
+    shutil.copytree(photographs, tmp_path / "all" / folder)
+  (tmp_path / "all" / "right" / "a.png").unlink()
+  write_dicom(
+    tmp_path / "all" / "right" / "c.dcm", draw_case(4, 50, 60)[0], "RGB", PixelSpacing=[20, 20]
+  )
+  table = tmp_path / "scales.csv"
+  table.write_text("id,mm_per_pixel\na,0.02\nleft/a.png,0.03\nright/b,0.04\n")
+  with caplog.at_level(logging.WARNING):
+    rows = predict_red([tmp_path / "all"], tmp_path / "out", str(table))
+  found = {name: (row["photograph"], row["mm_per_pixel"]) for name, row in rows.items()}
+  assert found == {
+    "left/a.jpg": ("left/a.jpg", "0.02"),
+    "left/a.png": ("left/a.png", "0.03"),
+    "left/b": ("left/b.png", ""),
+    "left/c": ("left/c.dcm", "0.05"),
+    "right/a": ("right/a.jpg", "0.02"),
+    "right/b": ("right/b.png", "0.04"),
+    "right/c": ("right/c.dcm", ""),
+  }
+  assert "right/c.dcm: states 20 mm per pixel, which no dermoscope has" in caplog.text
+  assert "2 of 7 photographs have no scale" in caplog.text
+  assert (tmp_path / "out" / "overlays" / "left" / "a.png.png").exists()
+  before = results(tmp_path / "out")
+  predict_red([tmp_path / "all"], tmp_path / "out", str(table))
   assert results(tmp_path / "out") == before
 
 
