@@ -77,8 +77,8 @@ def _case(case: PageCase) -> Html:
   # Shrunk before drawing the outlines, so that they stay sharp.
   height, width = picture_size(*case.truth.shape)
   image = resize_image(case.image, height, width)
-  for mask, color in ((case.truth, TRUTH_COLOR), (case.prediction, PREDICTION_COLOR)):
-    image = outlined(image, resize_mask(mask, height, width), color)
+  truth, prediction = (resize_mask(m, height, width) for m in (case.truth, case.prediction))
+  image = outlined(image, (truth, TRUTH_COLOR), (prediction, PREDICTION_COLOR))
   pictures = [picture(image, f"{name} with the outlines of truth and prediction")]
   if case.uncertainty is not None:
     colors = resize_image(_colored(case.uncertainty), height, width)

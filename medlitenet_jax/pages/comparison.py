@@ -8,7 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medlitenet_jax.pages.html import Html, html_table, join, picture, svg, tag
-from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
+from medlitenet_jax.pages.outlines import (
+  PREDICTION_COLOR,
+  PREDICTION_NAME,
+  TRUTH_COLOR,
+  TRUTH_NAME,
+  outlined,
+)
 
 TESTED = ("dice", "iou", "threshold_jaccard", "hd95")
 
@@ -117,16 +123,18 @@ def _body(evaluations, result, pictures) -> Html:
     ]
   if pictures:
     parts.append(tag("h2", "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"))
-    parts.append(tag("p", "Truth green, prediction yellow."))
+    parts.append(tag("p", f"Truth {TRUTH_NAME}, prediction {PREDICTION_NAME}."))
   for shown in pictures:
     case = shown["case"]
-    truth = outlined(case.image, case.mask, TRUTH_COLOR)
+    truth = (case.mask, TRUTH_COLOR)
     views = [
       tag(
         "figure",
         tag(
           "div",
-          picture(outlined(truth, mask, PREDICTION_COLOR), f"{case.case_id}, {e.name}"),
+          picture(
+            outlined(case.image, truth, (mask, PREDICTION_COLOR)), f"{case.case_id}, {e.name}"
+          ),
           class_="pair",
         ),
         tag("figcaption", f"{e.name}: Dice {dice:.3f}"),

@@ -11,7 +11,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medlitenet_jax.pages.outlines import PREDICTION_COLOR, TRUTH_COLOR, outlined
+from medlitenet_jax.pages.outlines import (
+  PREDICTION_COLOR,
+  PREDICTION_NAME,
+  TRUTH_COLOR,
+  TRUTH_NAME,
+  outlined,
+)
 from medlitenet_jax.system.files import named_errors
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a case is not a formula
@@ -72,7 +78,12 @@ def draw_grid(cases: Sequence[Any], path: Path) -> None:
       [H, W] uint8, 0 or 1.
     path: of the PNG.
   """
-  titles = ("Photograph", "Truth", "Prediction", "Truth (green), prediction (yellow)")
+  titles = (
+    "Photograph",
+    "Truth",
+    "Prediction",
+    f"Truth ({TRUTH_NAME}), prediction ({PREDICTION_NAME})",
+  )
   figure = Figure(figsize=(9.6, 2.45 * len(cases)), layout="constrained")
   axes = figure.subplots(len(cases), len(titles), squeeze=False)
   for row, case in zip(axes, cases, strict=True):
@@ -87,7 +98,8 @@ def draw_grid(cases: Sequence[Any], path: Path) -> None:
 
 
 def _both_outlines(case) -> np.ndarray:
-  return outlined(outlined(case.image, case.truth, TRUTH_COLOR), case.prediction, PREDICTION_COLOR)
+  truth, prediction = (case.truth, TRUTH_COLOR), (case.prediction, PREDICTION_COLOR)
+  return outlined(case.image, truth, prediction)
 
 
 def draw_failures(cases: Sequence[Any], path: Path) -> None:
@@ -100,7 +112,12 @@ def draw_failures(cases: Sequence[Any], path: Path) -> None:
     cases: see `draw_grid`, plus `uncertainty` [S, S] float32, bits; `row` has hd95 and contrast.
     path: path of the PNG.
   """
-  titles = ("Truth (green), prediction (yellow)", "Worst part", "With outlines", "Uncertainty")
+  titles = (
+    f"Truth ({TRUTH_NAME}), prediction ({PREDICTION_NAME})",
+    "Worst part",
+    "With outlines",
+    "Uncertainty",
+  )
   figure = Figure(figsize=(9.6, 2.45 * max(1, len(cases))), layout="constrained")
   axes = figure.subplots(max(1, len(cases)), len(titles), squeeze=False)
   for row, case in zip(axes, cases, strict=False):
@@ -207,7 +224,7 @@ def draw_sheet(
   axes = figure.subplots(len(rows), columns, squeeze=False)
   for axis_row, (label, pictures) in zip(axes, rows, strict=True):
     for axis, (image, mask) in zip(axis_row, pictures, strict=True):
-      axis.imshow(outlined(image, mask, TRUTH_COLOR))
+      axis.imshow(outlined(image, (mask, TRUTH_COLOR)))
       axis.set(xticks=[], yticks=[])
     axis_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
   for axis, title in zip(axes[0], titles, strict=False):
@@ -236,6 +253,6 @@ def draw_cases(
     for axis in axes:
       axis.axis("off")
     for axis, (label, image, mask) in zip(axes, cases, strict=False):
-      axis.imshow(outlined(image, mask, TRUTH_COLOR))
+      axis.imshow(outlined(image, (mask, TRUTH_COLOR)))
       axis.set_title(label, fontsize=6)
   save_figure(figure, path)

@@ -12,18 +12,22 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-import cv2
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from medlitenet_jax.data.images.resize import resize_image
+from medlitenet_jax.pages.pictures import encode_jpeg, shrink_to
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 LONGEST_SIDE = 480  # longest side of a picture in a page, in pixels
 STYLE_FILE = "html.css"
-SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# Pictures are in the page itself or, of a page that is opened as a file, in folders beside it.
+SECURITY = "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'"
 EMPTY = "\N{EN DASH}"  # shown for an undefined number
 _NUMBER = re.compile(rf"[+-]?\d|{EMPTY}$")
 
@@ -72,7 +76,7 @@ def page(title: str, body: str) -> str:
 
   Returns:
     The document, in English, with its style sheet; its security policy forbids scripts and
-    requests.
+    requests to other places.
   """
   style = importlib.resources.files(__package__).joinpath(STYLE_FILE).read_text(encoding="utf-8")
   return "\n".join(
@@ -113,7 +117,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
   return tag("div", tag("table", head, body), class_="scroll", tabindex=0)
 
 
-def svg(figure: Figure, alt: str = "") -> Html:
+def svg(figure: "Figure", alt: str = "") -> Html:
   """Renders a figure as an SVG element; the same figure gives the same bytes.
 
   Args:
@@ -123,6 +127,8 @@ def svg(figure: Figure, alt: str = "") -> Html:
   Returns:
     The element; its ids differ from those of figures with other content.
   """
+  import matplotlib  # a page without charts is made without it
+
   no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
   file = io.StringIO()
   with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
@@ -139,10 +145,23 @@ def svg(figure: Figure, alt: str = "") -> Html:
   return Html(drawn.replace("<svg", f"<svg {label}", 1))
 
 
+def image_file(path: PurePath, alt: str) -> Html:
+  """Shows a picture that lies beside the page, loaded when it comes into view.
+
+  Args:
+    path: of the file, relative to the page.
+    alt: alternative text.
+
+  Returns:
+    The element.
+  """
+  source, text = quote(path.as_posix()), html.escape(alt)
+  return Html(f'<img loading="lazy" alt="{text}" src="{source}">')
+
+
 def picture_size(height: int, width: int) -> tuple[int, int]:
   """(height, width) in pixels at which a page shows an image: unchanged, or reduced."""
-  shrink = min(1.0, LONGEST_SIDE / max(height, width))
-  return max(1, round(height * shrink)), max(1, round(width * shrink))
+  return shrink_to(height, width, LONGEST_SIDE)
 
 
 def picture(image: np.ndarray, alt: str) -> Html:
@@ -156,11 +175,7 @@ def picture(image: np.ndarray, alt: str) -> Html:
     The element; it has the size of the picture unless the style sheet overrides it.
   """
   image = resize_image(image, *picture_size(*image.shape[:2]))
-  options = [cv2.IMWRITE_JPEG_QUALITY, 88]
-  # No chroma subsampling, which would blur thin coloured lines.
-  options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-  encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
-  data = base64.b64encode(encoded.tobytes()).decode()
+  data = base64.b64encode(encode_jpeg(image)).decode()
   height, width = image.shape[:2]
   size = f'width="{width}" height="{height}"'
   return Html(f'<img alt="{html.escape(alt)}" {size} src="data:image/jpeg;base64,{data}">')

@@ -1,24 +1,31 @@
 """Outlines of masks on photographs; apart from the figures, for they need no Matplotlib."""
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 
-TRUTH_COLOR, PREDICTION_COLOR = (0, 230, 118), (255, 214, 0)  # RGB: told apart by the colour-blind
+# RGB; apart from each other and from skin of every tone, for the colour-blind too.
+TRUTH_COLOR, PREDICTION_COLOR = (0, 200, 255), (255, 255, 0)
+TRUTH_NAME, PREDICTION_NAME = "blue", "yellow"
+DARK, LIGHT = (0, 0, 0), (255, 255, 255)
+Color = tuple[int, int, int]
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> np.ndarray:
-  """Draws the border of a mask on a photograph.
+def outlined(image: np.ndarray, *masks: tuple[np.ndarray, Color]) -> np.ndarray:
+  """Draws the borders of masks on a photograph.
 
   Args:
     image: [H, W, 3] uint8 RGB.
-    mask: [H, W] uint8, 0 or 1.
-    color: RGB, 0 to 255.
+    *masks: each an [H, W] uint8 mask, 0 or 1, and the colour of its border, RGB, 0 to 255.
 
   Returns:
-    A copy of image; the line is a 150th of the longer side wide.
+    A copy of image. A line is a 150th of the longer side wide, between a light and a dark edge that
+    set it off from any ground; no edge covers another line.
   """
-  contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-  width = max(1, round(max(mask.shape) / 150))
-  return cv2.drawContours(image.copy(), contours, -1, tuple(color), width, cv2.LINE_AA)
+  width = max(1, round(max(image.shape) / 150))
+  edge = max(1, round(width / 3))
+  borders = [cv2.findContours(m, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0] for m, _ in masks]
+  drawn = image.copy()
+  for ring, shade in ((4 * edge, DARK), (2 * edge, LIGHT), (0, None)):
+    for border, (_, color) in zip(borders, masks, strict=True):
+      cv2.drawContours(drawn, border, -1, shade or color, width + ring, cv2.LINE_AA)
+  return drawn

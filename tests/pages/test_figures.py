@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from coloraide import Color
 from matplotlib.figure import Figure
 
 from configs import quickstart
@@ -19,7 +20,7 @@ from medlitenet_jax.pages.figures import (
   draw_side_by_side,
   save_figure,
 )
-from medlitenet_jax.pages.outlines import TRUTH_COLOR, outlined
+from medlitenet_jax.pages.outlines import DARK, LIGHT, PREDICTION_COLOR, TRUTH_COLOR, outlined
 
 
 def disc(side=60, radius=20):
@@ -37,14 +38,39 @@ def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_warning(tmp_path)
 
 def test_outline_is_on_the_border_and_changes_nothing_else():
   image, mask = np.full((60, 60, 3), 90, np.uint8), disc()
-  drawn = outlined(image, mask, TRUTH_COLOR)
+  drawn = outlined(image, (mask, TRUTH_COLOR))
   changed = (drawn != 90).any(-1)
   distance = cv2.distanceTransform(mask, cv2.DIST_L2, 5) + cv2.distanceTransform(
     1 - mask, cv2.DIST_L2, 5
   )
-  assert changed.any() and distance[changed].max() <= 3
-  assert (drawn[changed].max(0) >= np.array(TRUTH_COLOR) - 60).all()
+  assert changed.any() and distance[changed].max() <= 5
+  for color in (TRUTH_COLOR, DARK, LIGHT):
+    assert (np.abs(drawn[changed] - np.array(color, float)).max(-1) < 60).any()
   assert (image == 90).all()
+
+
+def test_outlines_stay_apart_for_the_colour_blind_and_on_every_skin():
+  """CIEDE2000 of at least 20, as seen without the cones for red or for green too."""
+  skins = ((241, 214, 200), (200, 150, 120), (160, 105, 75), (110, 70, 50), (70, 45, 35))
+
+  def seen(color, kind):
+    shown = Color("srgb", [value / 255 for value in color])
+    return shown.filter(kind) if kind else shown
+
+  for kind in (None, "protan", "deutan"):
+    truth, found = seen(TRUTH_COLOR, kind), seen(PREDICTION_COLOR, kind)
+    assert truth.delta_e(found, method="2000") >= 20
+    for skin in skins:
+      for line in (truth, found):
+        assert line.delta_e(seen(skin, kind), method="2000") >= 20, (kind, skin)
+
+
+def test_an_outline_that_lies_beside_another_leaves_it_to_be_seen():
+  image, mask = np.full((300, 300, 3), 90, np.uint8), disc(300, 100)
+  inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=2)
+  drawn = outlined(image, (mask, TRUTH_COLOR), (inner, PREDICTION_COLOR))
+  for color in (TRUTH_COLOR, PREDICTION_COLOR):
+    assert (np.abs(drawn - np.array(color, float)).max(-1) < 40).sum() > 100
 
 
 def test_curves_show_losses_scores_and_changes_of_size(tmp_path):
