@@ -8,7 +8,7 @@ import numpy as np
 
 FOLDS = 5  # parts that are kept out of the fit in turn
 SHRINKAGE = 0.01  # weight of the identity in the correlation of the features
-RARE = 0.006  # share of the photographs kept out whose likeness lies under the bound
+RARE = 0.0055  # share of the photographs kept out whose likeness lies under the bound
 FEWEST = 200  # photographs of a fit; fewer say nothing about one in some hundred
 
 
