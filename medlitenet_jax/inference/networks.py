@@ -33,24 +33,24 @@ class Network:
   Attributes:
     probs: maps [B, S, S, 3] uint8 RGB photographs to [B, S, S] float32 probabilities of lesion.
     image_size: S, in pixels.
-    probs_and_likeness: maps photographs to the same probabilities and the [B] float32 likeness of
-      each to those that the network has learned from; None if that is not known.
-    likeness_bound: likeness that only few photographs like those stay under, see `Likeness`; None
-      if that is not known.
     precision: what it computes in, for a protocol.
     origin: where it comes from, as `Trained` has it.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
     weight: its share in the mean; the weights of an ensemble have sum 1.
+    probs_and_likeness: maps photographs to the same probabilities and the [B] float32 likeness of
+      each to those that the network has learned from; None if that is not known.
+    likeness_bound: likeness that only few photographs like those stay under, see `Likeness`; None
+      if that is not known.
   """
 
   probs: Callable[[Any], Any]
   image_size: int
-  probs_and_likeness: Callable[[Any], tuple[Any, Any]] | None = None
-  likeness_bound: float | None = None
   precision: str = "float32"
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seen: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   weight: float = 1.0
+  probs_and_likeness: Callable[[Any], tuple[Any, Any]] | None = None
+  likeness_bound: float | None = None
 
 
 def create_network(trained: Trained, config: ConfigDict) -> Network:
@@ -77,11 +77,11 @@ def create_network(trained: Trained, config: ConfigDict) -> Network:
   return Network(
     probs=functools.partial(run, variables),
     image_size=size,
-    probs_and_likeness=scored,
-    likeness_bound=bound,
     precision=config.precision,
     origin={**trained.origin, "network_size": size},
     seen=trained.seen,
+    probs_and_likeness=scored,
+    likeness_bound=bound,
   )
 
 

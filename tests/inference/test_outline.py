@@ -6,6 +6,7 @@ import pytest
 from small_runs import draw_case
 
 from medlitenet_jax.data.images.preprocess import Preprocessing
+from medlitenet_jax.inference.ensemble import Maps
 from medlitenet_jax.inference.networks import Network
 from medlitenet_jax.inference.outline import mask_rule, outline, outline_of_maps
 from medlitenet_jax.scores.confidence import entropy_bits, expected_dice
@@ -65,9 +66,10 @@ def test_maps_that_are_already_computed_give_the_same():
   photograph, _ = draw_case(5, 120, 70)
   rule = MaskRule(0.4, 0.2, ("fill_holes",))
   found = outline(photograph, [darkness(64)], rule, 0.5)
-  again = outline_of_maps(found.probs, found.disagreement, 120, 70, rule, 0.5)
+  again = outline_of_maps(Maps(found.probs, found.disagreement, 0.5), 120, 70, rule, 0.5)
   np.testing.assert_array_equal(again.mask, found.mask)
   assert again.measurements == found.measurements and again.confidence == found.confidence
+  assert found.likeness is None and again.likeness == 0.5
   enlarged = cv2.resize(found.probs, (70, 120), interpolation=cv2.INTER_LINEAR)
   assert again.mask[enlarged >= 0.4].all()
 
@@ -88,7 +90,7 @@ def test_what_is_no_photograph_or_no_scale_is_refused(photograph, scale, error):
 
 def test_maps_of_different_shapes_are_refused():
   with pytest.raises(AssertionError):
-    outline_of_maps(np.zeros((8, 8)), np.zeros((4, 4)), 10, 10, MaskRule())
+    outline_of_maps(Maps(np.zeros((8, 8)), np.zeros((4, 4))), 10, 10, MaskRule())
 
 
 def test_the_rule_of_a_configuration():

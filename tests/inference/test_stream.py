@@ -36,8 +36,8 @@ def maps_of(predict, sizes, **settings):
   config = resolved(**settings)
   source = create_source(config.data, "test", 0)
   return {
-    case.case_id: (probs, disagreement, case)
-    for case, probs, disagreement in predict_cases(predict, source, sizes, config)
+    case.case_id: (maps.probs, maps.disagreement, case)
+    for case, maps in predict_cases(predict, source, sizes, config)
   }
 
 
