@@ -33,7 +33,7 @@ def main(path: str) -> None:
     photograph, truth = draw_dermoscopy(SEED, column, SIZE)
     mask = (network(photograph) >= 0.5).astype(np.uint8)
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-    both = outlined(outlined(photograph, truth, TRUTH_COLOR), mask, PREDICTION_COLOR)
+    both = outlined(photograph, (truth, TRUTH_COLOR), (mask, PREDICTION_COLOR))
     pictures = (
       photograph,
       *(cv2.cvtColor(m * 255, cv2.COLOR_GRAY2RGB) for m in (truth, mask)),
