@@ -259,7 +259,7 @@ def test_other_split_and_limit_leave_the_first_results_alone(evaluated):
   assert summary["cases"] == 2 and summary == summary_of(evaluated, "val")
   assert len(cases_of(evaluated, "val")) == 2
   assert (evaluated / "eval" / "test" / "summary.json").read_bytes() == before
-  assert {path.name for path in (evaluated / "eval").iterdir()} == {"test", "val"}
+  assert {path.name for path in (evaluated / "eval").iterdir()} == {"test", "val", "starts.jsonl"}
   summary = run_in_process(
     evaluated, eval__split="val", data__max_eval_images=1, eval__checkpoint="latest"
   )
