@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import cv2
+import filelock
 import numpy as np
 import warm_start
 
@@ -79,8 +79,7 @@ def scratch() -> Path:
 @contextlib.contextmanager
 def alone(name: str):
   """Lets one process at a time in: what one makes, the others find."""
-  with (scratch() / f"{name}.lock").open("w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with filelock.FileLock(scratch() / f"{name}.lock"):
     yield
 
 
@@ -155,8 +154,9 @@ def launch(*args: str, patch: str = "", timeout: int = 300, anew: bool = False, 
     *args: the command line.
     patch: Python that is executed before it in the same process.
     timeout: in seconds.
-    anew: whether Python imports everything in that process, and is not a fork of one that has.
-    **environment: further variables; Python then starts anew, for some are read by imports.
+    anew: whether Python imports everything in that process, and is not a fork of one that has; for
+      variables that are read when JAX or another library is imported.
+    **environment: further variables.
   """
   script = str(ROOT / "launch.py")
   usual = {
@@ -164,9 +164,15 @@ def launch(*args: str, patch: str = "", timeout: int = 300, anew: bool = False, 
     "XDG_CACHE_HOME": str(scratch()),
     **{name.upper(): str(value) for name, value in COMPILATION.items()},
   }
-  if not (anew or environment):
+  if warm_start.POSSIBLE and not anew:
     return warm_start.run(
-      script, args, patch=patch, folder=scratch(), environment=usual, timeout=timeout
+      script,
+      args,
+      patch=patch,
+      folder=scratch(),
+      environment=usual,
+      further=environment,
+      timeout=timeout,
     )
   if patch:
     patch += f"\nimport runpy; runpy.run_path({script!r}, run_name='__main__')"

@@ -289,7 +289,7 @@ def test_the_installed_command_finds_the_recipes_that_came_with_it(tmp_path):
 def test_help_needs_no_jax(tmp_path):
   forbid_imports(tmp_path, *HEAVY)
   for flags in (["--help"], ["-h"], []):
-    done = launch(*flags, timeout=60, PYTHONPATH=str(tmp_path))
+    done = launch(*flags, timeout=60, anew=True, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert all(mode in done.stdout for mode in MODES)
     assert "--workdir" in done.stdout and "--config" in done.stdout
@@ -298,7 +298,7 @@ def test_help_needs_no_jax(tmp_path):
 
 def test_mistyped_flag_needs_no_jax(tmp_path):
   forbid_imports(tmp_path, *HEAVY)
-  done = launch("--mode=fly", timeout=60, PYTHONPATH=str(tmp_path))
+  done = launch("--mode=fly", timeout=60, anew=True, PYTHONPATH=str(tmp_path))
   assert done.returncode == 2 and "was imported" not in done.stderr
 
 
@@ -382,7 +382,9 @@ def test_bars_do_not_fill_a_log():
     "atexit.register(say)\n"
   )
   assert "interval 10.0" in launch("--mode=describe", patch=patch, anew=True).stdout
-  assert "interval 3.0" in launch("--mode=describe", patch=patch, TQDM_MININTERVAL="3").stdout
+  assert (
+    "interval 3.0" in launch("--mode=describe", patch=patch, anew=True, TQDM_MININTERVAL="3").stdout
+  )
 
 
 def test_too_little_memory_of_a_device_is_one_line(tmp_path):
@@ -425,7 +427,10 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
   for asked in ("cuda", "abacus"):
     # No device is visible where this machine has one.
     done = launch(
-      "--mode=describe", f"--output={output}", JAX_PLATFORMS=asked, CUDA_VISIBLE_DEVICES=""
+      *("--mode=describe", f"--output={output}"),
+      anew=True,
+      JAX_PLATFORMS=asked,
+      CUDA_VISIBLE_DEVICES="",
     )
     assert done.returncode == 2, done.stderr
     assert f"error: JAX_PLATFORMS={asked}: no such device" in done.stderr.splitlines()[-1]

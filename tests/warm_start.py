@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from multiprocessing import forkserver
 from pathlib import Path
 
 from medlitenet_jax.modes import MODES
@@ -26,6 +25,7 @@ from medlitenet_jax.system.process import ALLOCATOR
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = "MEDLITENET_PRELOADED"
 
+POSSIBLE = "forkserver" in multiprocessing.get_all_start_methods()
 LOCK = threading.Lock()  # each start looks after all that have ended; two threads would both
 
 if PRELOADED in os.environ:  # the process that is forked; not the tests that import this file
@@ -36,6 +36,8 @@ if PRELOADED in os.environ:  # the process that is forked; not the tests that im
 @functools.cache
 def _context(environment: tuple[tuple[str, str], ...]):
   """A way to start processes that have these environment variables."""
+  from multiprocessing import forkserver  # not on Windows
+
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload([__name__])
   before = dict(os.environ)
@@ -51,12 +53,21 @@ def _context(environment: tuple[tuple[str, str], ...]):
   return context
 
 
-def _command(script: str, args: list[str], patch: str, folder: Path, out: str, err: str) -> None:
+def _command(
+  script: str,
+  args: list[str],
+  patch: str,
+  further: Mapping[str, str],
+  folder: Path,
+  out: str,
+  err: str,
+) -> None:
   """In the fork: what a shell would start."""
   for path, number in ((out, 1), (err, 2)):
     os.dup2(os.open(path, os.O_WRONLY), number)
   os.chdir(folder)
   del os.environ[PRELOADED], os.environ["PYTHONPATH"]
+  os.environ.update(further)
   logging.root.handlers.clear()  # set up where something logs as it is imported
   sys.argv = [script, *args]
   sys.orig_argv = [sys.executable, *sys.argv]
@@ -74,6 +85,7 @@ def run(
   patch: str,
   folder: Path,
   environment: Mapping[str, str],
+  further: Mapping[str, str],
   timeout: float,
 ) -> subprocess.CompletedProcess:
   """Runs a script of Python as `subprocess.run` does, after some lines of Python.
@@ -84,13 +96,14 @@ def run(
     patch: what is executed before it, in the same process.
     folder: where it is started.
     environment: the same in every call of a process.
+    further: variables that are set in the process that is forked.
     timeout: in seconds.
   """
   context = _context(tuple(sorted(environment.items())))
   with contextlib.ExitStack() as stack:
     out, err = (stack.enter_context(tempfile.NamedTemporaryFile("r")) for _ in range(2))
     process = context.Process(
-      target=_command, args=(script, args, patch, folder, out.name, err.name)
+      target=_command, args=(script, args, patch, further, folder, out.name, err.name)
     )
     with LOCK:
       process.start()
