@@ -47,7 +47,9 @@ def _results_table(evaluations: Sequence[Evaluation]):
 
 def _results_row(e: Evaluation) -> tuple[str, ...]:
   def cell(score):
-    low, high = score["ci95"] or (float("nan"),) * 2
+    if not score["ci95"]:
+      return f"{score['mean']:.3f} (one case)"
+    low, high = score["ci95"]
     return f"{score['mean']:.3f} ± {score['std']:.3f} ({low:.3f} to {high:.3f})"
 
   p, hd95 = e.summary["protocol"], e.summary["boundary"]["hd95"]

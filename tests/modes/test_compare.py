@@ -96,6 +96,18 @@ def test_one_evaluation_is_a_table_and_is_questioned(runs, tmp_path, caplog):
   assert result["tests"] == [] and "| plain " in (tmp_path / "results.md").read_text()
 
 
+def test_a_single_case_has_no_spread_and_no_interval(runs, tmp_path):
+  folder = Path(shutil.copytree(runs[0], tmp_path / "one"))
+  path = folder / "eval" / "test" / "summary.json"
+  summary = json.loads(path.read_text())
+  for score in ("dice", "iou", "threshold_jaccard"):
+    summary[score].update(mean=0.949, std=0.0, ci95=None)
+  path.write_text(json.dumps(summary))
+  compare([folder], tmp_path / "out")
+  table = (tmp_path / "out" / "results.md").read_text()
+  assert table.count("0.949 (one case)") == 3 and "nan" not in table
+
+
 def test_without_the_photographs_there_is_still_a_table(runs, tmp_path):
   folder = shutil.copytree(runs[0] / "eval" / "test", tmp_path / "gone" / "eval" / "test")
   config = json.loads((folder / "config.json").read_text())
