@@ -99,7 +99,8 @@ def run(
     further: variables that are set in the process that is forked.
     timeout: in seconds.
   """
-  context = _context(tuple(sorted(environment.items())))
+  with LOCK:  # one of several threads starts the process that is forked
+    context = _context(tuple(sorted(environment.items())))
   with contextlib.ExitStack() as stack:
     out, err = (stack.enter_context(tempfile.NamedTemporaryFile("r")) for _ in range(2))
     process = context.Process(
