@@ -6,6 +6,7 @@ import importlib
 import logging
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,9 +26,49 @@ AS_SCRIPT = Path(sys.argv[0]).name == "launch.py"
 NAME = "launch.py" if AS_SCRIPT else "medlitenet"
 START = ("python", *sys.orig_argv[1:]) if AS_SCRIPT else (NAME, *sys.argv[1:])
 
+
+def _in_order(arguments: Iterable[str]) -> list[str]:
+  """The arguments with `--config` in front, for the library takes no field before its recipe.
+
+  What a shell makes of `--input *.jpg`, one flag and many values, becomes a flag for each.
+  """
+  given: list[str] = []
+  flag = ""
+  for argument in arguments:
+    if argument.startswith("-") or flag not in ("--config", "--input"):
+      given.append(argument)
+      flag = argument
+      continue
+    if given[-1] == flag:  # its first value
+      given.pop()
+    given.append(f"{flag}={argument}")
+    flag = flag if flag == "--input" else ""
+  return sorted(given, key=lambda argument: not argument.startswith(("--config=", "-config=")))
+
+
+class _RecipeParser(flags.ArgumentParser):
+  """Reads a recipe. The library's own parser takes C: for the name of the file C:\\mine.py."""
+
+  def parse(self, argument: str) -> ConfigDict:
+    path = Path(recipes.find_recipe(argument))
+    if not path.is_file():
+      raise InputError(f"--config={argument}: no such file; recipes lie in {recipes.FOLDER.name}/")
+    try:
+      config = recipes.load(path)
+    except Exception as error:  # whatever the user's file raises; it is Python, and was executed
+      raise InputError(f"--config={argument}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+      raise InputError(f"--config={argument}: get_config() returns no ConfigDict")
+    return config.lock()
+
+
 _config = config_flags.DEFINE_config_file(
-  "config", None, f"Recipe, {recipes.BASE.name} if not given; --config.FIELD=VALUE sets a field."
+  "config",
+  None,
+  f"Recipe, {recipes.BASE.name} if not given; --config.FIELD=VALUE sets a field.",
+  sys_argv=[NAME, *_in_order(sys.argv[1:])],
 )
+flags.FLAGS["config"].parser = _RecipeParser()
 _mode = flags.DEFINE_enum(
   "mode", "train", list(MODES), "; ".join(f"{mode}: {what}" for mode, what in MODES.items()) + "."
 )
@@ -44,7 +85,10 @@ _weights = flags.DEFINE_string(
   "predict takes the released base if neither is given.",
 )
 _input = flags.DEFINE_multi_string(
-  "input", None, "Photograph or folder for predict; folder of a run for compare. May be repeated."
+  "input",
+  None,
+  "Photographs, folders of them or patterns as 'photos/*.jpg' for predict; folders of runs for "
+  "compare. May be repeated.",
 )
 _mm_per_pixel = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
@@ -77,32 +121,26 @@ def refuse(reason: object) -> NoReturn:
 
 
 def parse(arguments: list[str]) -> Call:
-  """Reads a command line; answers `--help`, and refuses what it does not know."""
-  if {"-h", "--help", "-help"} & set(arguments):
+  """Reads a command line; answers `--help` and an empty one, and refuses what it does not know."""
+  if not arguments or {"-h", "--help", "-help"} & set(arguments):
     print(f"{__doc__}\n{flags.FLAGS.module_help(__name__)}")
     sys.exit(0)
   recipes.make_importable()
-  named = [arg for arg in arguments if arg.lstrip("-").split("=")[0] == "config"]
+  named = any(arg.lstrip("-").split("=")[0] == "config" for arg in arguments)
   # Not the flag's default: overrides of a default are parsed while the flag is being defined.
   recipe = [] if named else [f"--config={recipes.BASE}"]
   try:
-    rest = flags.FLAGS([NAME, *recipe, *map(recipes.find_in_flag, arguments)])[1:]
-    path = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not path.is_file():
-      refuse(f"--config={path}: no such file; recipes lie in {recipes.FOLDER.name}/")
-    if not isinstance(_config.value, ConfigDict):  # loaded here
-      refuse(f"--config={path}: get_config() returns no ConfigDict")
+    rest = flags.FLAGS([NAME, *recipe, *_in_order(arguments)])[1:]
+    path = Path(recipes.find_recipe(config_flags.get_config_filename(flags.FLAGS["config"])))
   except (AttributeError, KeyError) as error:
     # The library's message comes quoted once or twice over.
     reason = str(error.args[0] if error.args else error).replace("\\n", " ")
     refuse("no such config field: " + reason.replace("\\", "").replace("'", ""))
-  except flags.Error as error:
+  except (flags.Error, InputError) as error:
     refuse(error)
-  except Exception as error:  # whatever the user's file raises; it is Python, and was executed
-    refuse(f"{(named or recipe)[0]}: {type(error).__name__}: {error}")
   if rest:
     refuse(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-  return _call(path, bool(named))
+  return _call(path, named)
 
 
 def _call(path: Path, named: bool) -> Call:
@@ -132,6 +170,7 @@ def _call(path: Path, named: bool) -> Call:
 
 def main() -> None:
   """Reads the flags and runs the mode."""
+  process.keep_printing()
   call = parse(sys.argv[1:])
   process.restart_with_allocator()
   process.collect_garbage_rarely()

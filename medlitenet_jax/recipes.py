@@ -4,9 +4,11 @@ A clone has `configs/` and `runs/` beside this package. A wheel has the recipes 
 `medlitenet_jax.configs`, and runs go to `runs/` of the current folder.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = (_PACKAGE / "configs").is_dir()
@@ -32,10 +34,16 @@ def find_recipe(name: str) -> str:
   return name
 
 
-def find_in_flag(argument: str) -> str:
-  """An argument of the command line with the recipe's path in it, where it is `--config=NAME`."""
-  flag, _, name = argument.partition("=")
-  return f"{flag}={find_recipe(name)}" if flag in ("--config", "-config") else argument
+def load(path: Path) -> Any:
+  """Executes the file of a recipe; returns what its `get_config()` does, raises what it raises."""
+  loader = importlib.machinery.SourceFileLoader("recipe", str(path))
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  if spec is None:
+    raise ImportError(f"{path}: cannot be loaded")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[loader.name] = module  # where a dataclass looks for its module
+  loader.exec_module(module)
+  return module.get_config()
 
 
 def make_importable() -> None:

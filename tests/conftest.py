@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import sys
 import time
 
 import jax
@@ -32,6 +33,14 @@ def pytest_collection_modifyitems(items):
   """Begins with the longest files."""
   place = {name: number for number, name in enumerate(LONG)}
   items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+# These need limits and /proc of Linux; fork, and signals that a process sends to itself.
+LINUX, UNIX = ("test_fuzz.py",), ("training/test_kill.py", "system/test_stop.py")
+collect_ignore = [
+  *(LINUX if sys.platform != "linux" else ()),
+  *(UNIX if sys.platform == "win32" else ()),
+]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from small_runs import (
   write_splits,
 )
 
+from medlitenet_jax import cli
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.modes import MODES
 
@@ -69,7 +71,16 @@ def bad_inputs():
     "whole_number": (arguments(train__epochs="many"), new, ("epochs", "many")),
     "fraction": (arguments(train__batch_size=1.5), new, ("batch_size", "1.5")),
     "tuple": (arguments(train__image_sizes="(64,"), new, ("image_sizes",)),
-    "no_recipe": (("--config=configs/nothing.py",), new, ("configs/nothing.py",)),
+    "no_recipe": (
+      ("--config=configs/nothing.py", "--config.data.root=x"),
+      new,
+      ("--config=configs/nothing.py: no such file",),
+    ),
+    "no_recipe_at_the_end": (
+      ("--config.data.root=x", "--config=configs/nothing.py"),
+      new,
+      ("--config=configs/nothing.py: no such file",),
+    ),
     "broken_recipe": ((f"--config={folder}/broken.py",), new, ("broken.py",)),
     "raising_recipe": ((f"--config={folder}/raising.py",), new, ("nothing_of_that_name",)),
     "other_recipe": ((f"--config={folder}/other.py",), new, ("get_config",)),
@@ -179,7 +190,7 @@ def answers():
 
 NAMES = (
   *("mode", "flag", "argument", "field", "group", "whole_number", "fraction", "tuple"),
-  *("no_recipe", "broken_recipe", "raising_recipe", "other_recipe"),
+  *("no_recipe", "no_recipe_at_the_end", "broken_recipe", "raising_recipe", "other_recipe"),
   *(
     "not_prepared",
     "no_archives",
@@ -240,7 +251,7 @@ def test_the_package_itself_imports_nothing_heavy(tmp_path):
   )
   done = subprocess.run(
     [sys.executable, "-c", program],
-    env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     capture_output=True,
     text=True,
     timeout=60,
@@ -277,8 +288,8 @@ def test_the_installed_command_finds_the_recipes_that_came_with_it(tmp_path):
 
 def test_help_needs_no_jax(tmp_path):
   forbid_imports(tmp_path, *HEAVY)
-  for flag in ("--help", "-h"):
-    done = launch(flag, timeout=60, PYTHONPATH=str(tmp_path))
+  for flags in (["--help"], ["-h"], []):
+    done = launch(*flags, timeout=60, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert all(mode in done.stdout for mode in MODES)
     assert "--workdir" in done.stdout and "--config" in done.stdout
@@ -315,7 +326,8 @@ def test_evaluate_takes_split_and_size_and_leaves_the_rest_of_the_run_alone(tmp_
 
 
 def test_describe_prints_the_parts_and_draws_them(tmp_path):
-  done = launch("--mode=describe", f"--output={tmp_path}", *small_arguments())
+  fields_first = (*small_arguments(), "--config=configs/base.py")
+  done = launch("--mode=describe", f"--output={tmp_path}", *fields_first)
   assert done.returncode == 0, done.stderr
   assert "encoder/stage4" in done.stdout and "total" in done.stdout
   assert cv2.imread(str(tmp_path / "architecture.png")) is not None
@@ -388,21 +400,50 @@ def test_too_little_memory_of_a_device_is_one_line(tmp_path):
   assert done.returncode == 1 and "Traceback" in done.stderr  # any other is a defect of ours
 
 
-def test_what_is_set_before_jax_starts_is_printed_and_can_be_switched_off(tmp_path):
+def test_what_is_set_before_jax_starts_is_noted_and_can_be_switched_off(tmp_path):
   fields = ("--mode=preview", f"--output={tmp_path}", *small_arguments())
-  done = launch(*fields, anew=True)
-  assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1:" in done.stdout or sys.platform != "linux"
-  assert f"JAX_COMPILATION_CACHE_DIR={scratch() / 'medlitenet_jax' / 'xla'}" in done.stdout
-  done = launch(
-    *fields,
-    GLIBC_TUNABLES="",
-    JAX_COMPILATION_CACHE_DIR="",
-    XLA_FLAGS="--xla_cpu_multi_thread_eigen=true",
-  )
-  assert done.returncode == 0, done.stderr
-  printed = [line.strip() for line in done.stdout.splitlines()]
-  assert "GLIBC_TUNABLES=" in printed and "JAX_COMPILATION_CACHE_DIR=" in printed
-  assert "XLA_FLAGS=--xla_cpu_multi_thread_eigen=true" in printed
+  set_by_user = {
+    "GLIBC_TUNABLES": "",
+    "JAX_COMPILATION_CACHE_DIR": "",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true",
+  }
+  for variables in ({}, set_by_user):
+    done = launch(*fields, anew=True, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "GLIBC_TUNABLES" not in done.stdout + done.stderr
+  lines = (tmp_path / "starts.jsonl").read_text().splitlines()
+  own, users = map(json.loads, lines)
+  tunables = own["environment"].get("GLIBC_TUNABLES", "")
+  assert tunables.startswith("glibc.malloc.hugetlb=1:") or sys.platform != "linux"
+  assert own["compilation_cache"] == str(scratch() / "medlitenet_jax" / "xla")
+  assert users["compilation_cache"] == "" and users["environment"].items() >= set_by_user.items()
+  assert f"--mode=preview --output={tmp_path}" in users["command"]
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+  output = tmp_path / "out"
+  for asked in ("cuda", "abacus"):
+    # No device is visible where this machine has one.
+    done = launch(
+      "--mode=describe", f"--output={output}", JAX_PLATFORMS=asked, CUDA_VISIBLE_DEVICES=""
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: JAX_PLATFORMS={asked}: no such device" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not output.exists()
+
+
+@pytest.mark.parametrize(
+  ("given", "taken"),
+  [
+    ("--config.seed=1 --mode=train --config=a.py", "--config=a.py --config.seed=1 --mode=train"),
+    ("--config.seed 1 --config a.py", "--config=a.py --config.seed 1"),
+    ("--input a b --force --input=c", "--input=a --input=b --force --input=c"),
+    ("--mode=check --config", "--mode=check --config"),
+    ("--input=a b", "--input=a b"),
+  ],
+)
+def test_flags_may_stand_in_any_order(given, taken):
+  assert cli._in_order(given.split()) == taken.split()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="an allocator of Linux")

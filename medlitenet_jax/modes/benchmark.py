@@ -5,8 +5,6 @@ import functools
 import json
 import logging
 import platform
-import resource
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -44,9 +42,10 @@ from medlitenet_jax.speed.cost import Cost, Machine, count_cost
 from medlitenet_jax.speed.parts import count_forward, count_parts
 from medlitenet_jax.speed.timing import time_interleaved
 from medlitenet_jax.speed.trace import label_seconds, part_of
-from medlitenet_jax.system import devices
+from medlitenet_jax.system import devices, process
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.system.starts import record_start
 from medlitenet_jax.training.run import create_initialise
 from medlitenet_jax.training.step import create_train_step, recipe_numbers
 
@@ -97,7 +96,7 @@ def main(call: Call) -> None:
     benchmark(resolve_recipe(call), call.output)
     return
   trained, networks = open_networks(call)
-  config = config_lib.resolve(call.recipe, jax.default_backend()) if call.recipe_named else trained
+  config = config_lib.resolve(call.recipe, devices.platform()) if call.recipe_named else trained
   benchmark(config, call.output, (trained, networks))
 
 
@@ -128,6 +127,7 @@ def benchmark(
     # Everything is opened first, so that a mistake does not come up after minutes of timing.
     short, data = with_data_at_hand(config, Path(scratch))
     source = open_source(trained[0]) if trained else None
+    record_start(output)
     # Apart from the training step: its plain form takes seconds, in which other caches go cold.
     forward, (first, *_) = _measure(config, "forward passes", _forward_tasks(config))
     profile = _profile(config, first, forward, Path(scratch) / "trace")
@@ -155,7 +155,6 @@ def benchmark(
     "evaluation": evaluation,
     "peak_memory": _peak_memory(),
   }
-  output.mkdir(parents=True, exist_ok=True)
   path = output / "benchmark.json"
   replace_file(path, json.dumps(result, indent=2) + "\n")
   print(page(result))
@@ -407,9 +406,8 @@ def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _peak_memory() -> dict[str, int | None]:
   """The most bytes that the process and the device have held, in either form."""
-  unit = 1 if sys.platform == "darwin" else 1024
   stats = jax.devices()[0].memory_stats() or {}
   return {
-    "host_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "host_bytes": process.peak_memory(),
     "device_bytes": stats.get("peak_bytes_in_use"),
   }

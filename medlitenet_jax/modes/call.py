@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,13 +90,12 @@ def resolve_recipe(call: Call) -> "ConfigDict":
   """The recipe, resolved for the machine at hand; says what it is of.
 
   Raises:
-    InputError: names the field whose value cannot be used.
+    InputError: names the field whose value cannot be used, or the device that is not there.
   """
-  import jax
-
   from medlitenet_jax import config as config_lib
+  from medlitenet_jax.system import devices
 
-  config = config_lib.resolve(call.recipe, jax.default_backend())
+  config = config_lib.resolve(call.recipe, devices.platform())
   announce(call, config)
   return config
 
@@ -117,9 +115,3 @@ def announce(call: Call, config: "ConfigDict") -> None:
     *(jax.device_count(), jax.devices()[0].device_kind),
     f" in {jax.process_count()} processes" if call.distributed else "",
   )
-  for name, value in (
-    ("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")),
-    ("XLA_FLAGS", os.environ.get("XLA_FLAGS")),
-    ("JAX_COMPILATION_CACHE_DIR", jax.config.values["jax_compilation_cache_dir"]),
-  ):
-    logger.info("  %s=%s", name, value or "")

@@ -26,6 +26,7 @@ from medlitenet_jax.pages.figures import draw_cases
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def check(config: ConfigDict, output: Path) -> None:
   problems.sort(key=lambda problem: (not problem.stops_training, problem.kind))
   summary = check_page.summary(config, sources, readings, problems)
 
-  output.mkdir(parents=True, exist_ok=True)
+  record_start(output)
   replace_file(output / CHECK_FILE, json.dumps(summary, indent=2) + "\n")
   columns = [field.name for field in dataclasses.fields(Problem)]
   tables.write_csv(output / PROBLEMS_FILE, [dataclasses.asdict(p) for p in problems], columns)

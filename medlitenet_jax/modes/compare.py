@@ -32,7 +32,8 @@ from medlitenet_jax.pages.html import page
 from medlitenet_jax.scores.statistics import holm, paired_difference
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.files import read_json, replace_file
+from medlitenet_jax.system.files import expand, read_json, replace_file
+from medlitenet_jax.system.starts import record_start
 from medlitenet_jax.training import log
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ PROTOCOL = (
 def main(call: Call) -> None:
   """Compares the evaluations that the command line names; see `compare`."""
   begin(call, call.output, inputs=True)
-  compare(call.inputs, call.output)
+  compare([path for given in call.inputs for path in expand(given)], call.output)
 
 
 def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
@@ -68,6 +69,8 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
     InputError: if a folder holds no evaluation or the evaluations are of different cases.
   """
   evaluations = read_evaluations(inputs)
+  if len(evaluations) == 1:
+    logger.warning("One evaluation alone is compared with nothing; name others by more --input.")
   first = evaluations[0]
   tests = _tests(evaluations)
   result = {
@@ -78,6 +81,7 @@ def compare(inputs: Sequence[Path], output: Path) -> dict[str, Any]:
     "tests": tests,
   }
   (output / "figures").mkdir(parents=True, exist_ok=True)
+  record_start(output, computes=False)
   case_ids = sorted(first.cases)
   rows = [
     {"case_id": case_id}

@@ -11,6 +11,7 @@ from medlitenet_jax.pages.architecture import draw_architecture
 from medlitenet_jax.speed.parts import Part, count_forward, count_parts
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.starts import record_start
 
 
 def main(call: Call) -> None:
@@ -31,6 +32,7 @@ def describe(config: ConfigDict, output: Path) -> None:
   """
   if config.ensemble.members:
     raise InputError("config.ensemble.members: members are described one by one")
+  record_start(output)
   size = config.eval.image_size
   parts = count_parts(config.model.to_dict(), size)
   total = Part("total", (size, size, 1), sum(p.params for p in parts), sum(p.flops for p in parts))

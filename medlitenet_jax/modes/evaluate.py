@@ -32,6 +32,7 @@ from medlitenet_jax.scores.statistics import Calibration
 from medlitenet_jax.system import devices, tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
+from medlitenet_jax.system.starts import record_start
 from medlitenet_jax.training import log
 from medlitenet_jax.training.layout import whole_steps
 
@@ -83,7 +84,12 @@ def evaluate(
   rule = mask_rule(config.eval, threshold)
 
   final, folder = workdir / "eval" / split, workdir / "eval" / f"{split}.partial"
-  devices.on_main_process(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+  def begin_folder() -> None:
+    record_start(final.parent)
+    shutil.rmtree(folder, ignore_errors=True)
+
+  devices.on_main_process(begin_folder)
   sizes = [network.image_size for network in networks]
   rows, stages, calibration = score_cases(predict, source, sizes, config, rule, folder)
 

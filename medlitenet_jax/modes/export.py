@@ -11,6 +11,7 @@ from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.modes.call import Call, begin
 from medlitenet_jax.modes.opening import open_single
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def export(config: ConfigDict, trained: Trained, output: Path) -> None:
   """
   if output.exists() and not output.is_dir():
     raise InputError(f"{output}: is a file; choose another --output")
-  output.mkdir(parents=True, exist_ok=True)
+  record_start(output)
   run = Path(trained.origin["run"])
   name = run.stem if run.suffix == SUFFIX else run.resolve().name
   origin = {**trained.origin, "run": name, "network_size": config.eval.image_size}

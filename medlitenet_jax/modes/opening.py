@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
@@ -11,6 +10,7 @@ from medlitenet_jax.inference.members import open_members
 from medlitenet_jax.inference.networks import Network, create_network
 from medlitenet_jax.inference.trained import Trained, open_trained
 from medlitenet_jax.modes.call import Call, announce
+from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 
 
@@ -55,7 +55,7 @@ def open_single(call: Call) -> tuple[ConfigDict, Trained]:
 
 def _open(call: Call) -> tuple[ConfigDict, Trained | None]:
   """The resolved configuration, logged, and the network; None for an ensemble."""
-  platform = jax.default_backend()
+  platform = devices.platform()
   ensemble = call.recipe_named and bool(call.recipe.ensemble.members)
   trained = None
   place = call.workdir

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -15,12 +15,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medlitenet_jax.data.cases import MASK_SUFFIX
+from medlitenet_jax.data.images.gather import gather
 from medlitenet_jax.data.images.image_files import (
-  IMAGE_SUFFIXES,
   decode_image,
-  find_images,
   read_content,
-  refuse_name,
+  same_name,
   write_color,
   write_grey,
   write_mask,
@@ -37,13 +36,25 @@ from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.scores.review import review_list
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.files import LONGEST_NAME, TEMPORARY_SUFFIX, claim_folder
+from medlitenet_jax.system.files import (
+  LONGEST_NAME,
+  TEMPORARY_SUFFIX,
+  claim_folder,
+  fixed_part,
+)
 from medlitenet_jax.system.lock import lock_folder
+from medlitenet_jax.system.rules import Rule
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE, MEASUREMENTS_FILE = "predict.json", "measurements.csv"
 FAILED_FILE, REVIEW_FILE = "failed.csv", "review.csv"
+# Of a number in --mm_per_pixel: another is a slip, as of µm for mm, and all measurements with it.
+SCALE = Rule(
+  lambda value: 0.001 <= value <= 1,
+  "the side of a pixel in mm, from 0.001 to 1 (20 µm are 0.02; a dermoscope has 0.005 to 0.1)",
+)
 VIEW_SIDE = 2048  # pixels; overlays and maps of larger photographs are reduced to it
 
 
@@ -53,7 +64,7 @@ class Photograph:
 
   Attributes:
     index: place in its source.
-    case_id: its name without ending.
+    case_id: its place below the folder that was given, without ending, with / between folders.
     path: of its file.
     image: [H, W, 3] uint8 as read; `predict_cases` replaces it by one of the network's size. One
       black pixel where it cannot be read.
@@ -78,9 +89,9 @@ class Photograph:
 class PhotographSource:
   """Photographs in files; one that cannot be read has the reason in `error`."""
 
-  def __init__(self, paths: Sequence[Path]):
-    """Keeps the paths; a file is read when it is indexed."""
-    self._paths = paths
+  def __init__(self, paths: Sequence[Path], case_ids: Mapping[Path, str]):
+    """Keeps the paths, and their names in the results; a file is read when it is indexed."""
+    self._paths, self._case_ids = paths, case_ids
 
   def __len__(self) -> int:
     """Number of files."""
@@ -89,17 +100,18 @@ class PhotographSource:
   def __getitem__(self, index: int) -> Photograph:
     """Reads one photograph."""
     path = self._paths[index]
+    case_id = self._case_ids[path]
     try:
       _refuse_long_name(path)
       content = read_content(path)
       image = decode_image(content, path)
     except InputError as error:
       nothing = np.zeros((1, 1, 3), np.uint8)
-      return Photograph(index, path.stem, path, nothing, nothing, 1, 1, error=str(error))
+      return Photograph(index, case_id, path, nothing, nothing, 1, 1, error=str(error))
     height, width = image.shape[:2]
     scale = min(1.0, VIEW_SIDE / max(height, width))
     view = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
-    return Photograph(index, path.stem, path, image, view, height, width, _sha256(content))
+    return Photograph(index, case_id, path, image, view, height, width, _sha256(content))
 
 
 def _refuse_long_name(path: Path) -> None:
@@ -111,41 +123,23 @@ def _refuse_long_name(path: Path) -> None:
     )
 
 
-def find_photographs(inputs: Sequence[Path]) -> list[Path]:
-  """Lists the photographs that files and folders hold, and names other files in the log.
+def find_photographs(inputs: Sequence[Path]) -> dict[Path, str]:
+  """Lists the photographs that files, folders and patterns stand for; see `gather`.
 
   Args:
-    inputs: image files, or folders of them.
+    inputs: image files, folders, or patterns.
 
   Returns:
-    Paths without repetition, in the order given, those of a folder sorted.
+    {path: name in the results}, in the order given, those of a folder sorted.
 
   Raises:
     InputError: if an input does not exist, holds no image, or two photographs share a name.
   """
   found: dict[str, Path] = {}
-  for given in inputs:
-    if given.is_dir():
-      paths = list(find_images(given).values())
-      others = sorted(path.name for path in set(given.iterdir()).difference(paths))
-      if others:
-        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        logger.warning("%s: left out %d that are no image files: %s", given, len(others), named)
-    elif not given.exists():
-      raise InputError(f"{given}: no such file or folder")
-    elif given.suffix.lower() not in IMAGE_SUFFIXES:
-      raise InputError(
-        f"{given}: not an image file; --input takes a folder, or a file that ends in one of "
-        f"{', '.join(IMAGE_SUFFIXES)}"
-      )
-    else:
-      refuse_name(given)
-      paths = [given]
-    for path in paths:
-      if found.setdefault(path.stem, path).resolve() != path.resolve():
-        raise InputError(
-          f"{path}: {found[path.stem]} has the same name; predict each into an --output of its own"
-        )
+  for path, place in gather(inputs, SETTINGS_FILE).items():
+    name = place.with_suffix("").as_posix()
+    if found.setdefault(name, path) is not path:
+      raise InputError(same_name(found[name], path))
   folded = collections.Counter(name.casefold() for name in found)
   if alike := sum(count for count in folded.values() if count > 1):
     logger.warning(
@@ -153,26 +147,38 @@ def find_photographs(inputs: Sequence[Path]) -> list[Path]:
       "two such files",
       alike,
     )
-  return list(found.values())
+  return {path: name for name, path in found.items()}
 
 
 def main(call: Call) -> None:
   """Outlines the photographs that the command line names; see `predict`."""
   begin(call, call.output, weights=True, inputs=True)
-  if call.mm_per_pixel is not None and not 0 < call.mm_per_pixel < float("inf"):
-    raise InputError(f"--mm_per_pixel is {call.mm_per_pixel!r}; it takes a number above 0")
+  if call.mm_per_pixel is not None:
+    SCALE.check("--mm_per_pixel", call.mm_per_pixel)
   config, networks = open_networks(call)
   paths = find_photographs(call.inputs)
+  _question_output(call.inputs, call.output)
   threshold = config.eval.threshold or read_threshold(networks, config, call.workdir)
   rule = mask_rule(config.eval, threshold)
   predict(config, networks, rule, paths, call.output, call.mm_per_pixel)
+
+
+def _question_output(inputs: Sequence[Path], output: Path) -> None:
+  """Warns of results among the photographs, where a person may take them for photographs."""
+  for given in inputs:
+    if output.resolve().is_relative_to(fixed_part(given).resolve()):
+      logger.warning(
+        "--output=%s lies in --input=%s; later calls leave it out, but a folder of its own is "
+        "clearer",
+        *(output, given),
+      )
 
 
 def predict(
   config: ConfigDict,
   networks: Sequence[Network],
   rule: MaskRule,
-  paths: Sequence[Path],
+  paths: Mapping[Path, str],
   output: Path,
   mm_per_pixel: float | None = None,
 ) -> None:
@@ -182,7 +188,7 @@ def predict(
     config: resolved; `eval`, `data` and `preprocess` are used.
     networks: one, or the members of an ensemble with weights of sum 1.
     rule: makes the masks.
-    paths: of the photographs, as `find_photographs` gives them.
+    paths: of the photographs, with their names, as `find_photographs` gives them.
     output: receives `masks/ID_segmentation.png` at each photograph's own size, `overlays/ID.png`,
       `uncertainty/ID.png` (black 0, white 1 bit), `measurements.csv`, `review.csv` with what a
       person should look at, and `failed.csv` with what could not be read.
@@ -206,15 +212,16 @@ def _predict_rest(
   networks: Sequence[Network],
   rule: MaskRule,
   mm_per_pixel: float | None,
-  paths: Sequence[Path],
+  paths: Mapping[Path, str],
   output: Path,
 ) -> None:
   """Outlines the photographs that earlier calls have left; the folder must be locked."""
   done, failed_before = _rows_of(output)
-  left = [path for path in paths if not _is_done(path, done, output)]
+  left = {path: name for path, name in paths.items() if not _is_done(path, name, done, output)}
   if len(left) < len(paths):
     logger.info("%s: %d of %d were done before.", output, len(paths) - len(left), len(paths))
 
+  record_start(output)
   failed: list[dict[str, str]] = []
   for photograph, maps in _predicted(config, networks, left):
     if photograph.error:
@@ -227,8 +234,8 @@ def _predict_rest(
     row = _row(photograph, found)
     tables.append_csv(output / MEASUREMENTS_FILE, row)
     done[photograph.case_id] = row
-  asked = {path.stem for path in paths}
-  others = [row for row in failed_before if Path(row["photograph"]).stem not in asked]
+  asked = {path.resolve() for path in paths}
+  others = [row for row in failed_before if Path(row["photograph"]).resolve() not in asked]
   _finish(output, done, [*others, *failed], config.eval.review_below)
   logger.info("Outlined %d of %d photographs: %s", len(paths) - len(failed), len(paths), output)
   if failed:
@@ -240,7 +247,9 @@ def _predict_rest(
     )
 
 
-def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[Path]) -> Iterable:
+def _predicted(
+  config: ConfigDict, networks: Sequence[Network], paths: Mapping[Path, str]
+) -> Iterable:
   """The photographs with their maps, under a progress bar."""
   if not paths:
     return []
@@ -248,7 +257,7 @@ def _predicted(config: ConfigDict, networks: Sequence[Network], paths: Sequence[
     config.eval.batch_size = min(config.eval.batch_size, len(paths))
   cases = predict_cases(
     create_predict(networks, config.eval.tta),
-    PhotographSource(paths),
+    PhotographSource(list(paths), paths),
     [network.image_size for network in networks],
     config,
   )
@@ -316,20 +325,25 @@ def _rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, st
   return done, failed
 
 
-def _is_done(path: Path, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
-  row = done.get(path.stem)
+def _file_of(path: Path, case_id: str) -> str:
+  """The file of a photograph as the tables name it: below the folder that was given."""
+  return str(PurePosixPath(case_id).with_name(path.name))
+
+
+def _is_done(path: Path, case_id: str, done: Mapping[str, Mapping[str, Any]], output: Path) -> bool:
+  row = done.get(case_id)
   if row is None:
     return False
   try:
     content = read_content(path)
   except InputError:  # no longer readable: it is tried again, and listed as failed
     return False
-  if row["photograph"] != path.name or row["sha256"] != _sha256(content):
+  if row["photograph"] != _file_of(path, case_id) or row["sha256"] != _sha256(content):
     raise InputError(
       f"{path}: {output} has the results of another photograph of that name, {row['photograph']}; "
       "choose another --output"
     )
-  return all(file.exists() for file in _files_of(path.stem, output).values())
+  return all(file.exists() for file in _files_of(case_id, output).values())
 
 
 def _sha256(content: bytes) -> str:
@@ -343,6 +357,8 @@ def _write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, outp
   same = found.mask.shape == (height, width)
   shown = found.mask if same else rule.mask(found.probs, height, width)
   files = _files_of(photograph.case_id, output)
+  for file in files.values():
+    file.parent.mkdir(parents=True, exist_ok=True)
   write_color(files["overlays"], outlined(view, shown, PREDICTION_COLOR))
   enlarged = cv2.resize(found.entropy, (width, height), interpolation=cv2.INTER_LINEAR)
   write_grey(files["uncertainty"], enlarged)
@@ -353,7 +369,7 @@ def _row(photograph: Photograph, found: Outline) -> dict[str, Any]:
   """The row of `measurements.csv` of one photograph."""
   return {
     "case_id": photograph.case_id,
-    "photograph": photograph.path.name,
+    "photograph": _file_of(photograph.path, photograph.case_id),
     "sha256": photograph.sha256,
     "height": photograph.height,
     "width": photograph.width,

@@ -17,6 +17,7 @@ from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.system import tables
 from medlitenet_jax.system.errors import InputError, Way
 from medlitenet_jax.system.files import claim_folder
+from medlitenet_jax.system.starts import record_start
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ def _write_generated(config: ConfigDict) -> dict[str, list[str]]:
     "cases": {split: len(ids) for split, ids in cases.items()},
   }
   claim_folder(root, GENERATED_FILE, drawn_from, "--config.data.root")
+  record_start(root)
   # First, so that a folder without all of its cases is refused.
   rows = [{"id": name, "split": split} for split, ids in cases.items() for name in ids]
   tables.write_csv(root / SPLITS_FILE, rows)

@@ -13,6 +13,7 @@ from medlitenet_jax.data.images.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages.figures import draw_sheet
+from medlitenet_jax.system.starts import record_start
 
 CASES = 2
 DRAWS = 3  # of each case
@@ -38,6 +39,7 @@ def preview(config: ConfigDict, output: Path) -> None:
     InputError: if the data cannot be used.
   """
   source = create_source(config.data, "train", config.seed)
+  record_start(output)
   size = config.train.image_sizes[-1]
   _draw_augmentations(source, size, config, output / "augmentations.png")
   _draw_preprocessing(source, size, output / "preprocessing.png")

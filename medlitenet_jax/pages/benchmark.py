@@ -62,9 +62,13 @@ def page(result: Mapping[str, Any]) -> str:
       f"{evaluation['images_per_second']:.2f} images/s, {evaluation['share']:.0%} of the networks "
       f"alone ({evaluation['networks_alone_images_per_second']:.2f})"
     )
-  lines.append(f"peak memory: {peak['host_bytes'] / 2**20:,.0f} MiB of the process")
-  if peak["device_bytes"]:
-    lines[-1] += f", {peak['device_bytes'] / 2**20:,.0f} MiB of the device"
+  held = [
+    f"{peak[f'{place}_bytes'] / 2**20:,.0f} MiB of the {what}"
+    for place, what in (("host", "process"), ("device", "device"))
+    if peak[f"{place}_bytes"]
+  ]
+  if held:
+    lines.append(f"peak memory: {', '.join(held)}")
   return "\n\n".join(lines)
 
 

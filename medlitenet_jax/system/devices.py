@@ -56,6 +56,27 @@ def connect() -> None:
     ) from error
 
 
+def platform() -> str:
+  """Name of the platform that JAX uses, as it calls it: cpu, gpu or tpu.
+
+  Raises:
+    InputError: if JAX_PLATFORMS asks for one that is not there.
+  """
+  try:
+    return jax.default_backend()
+  # A missing plugin fails an assertion of JAX without a word.
+  except (RuntimeError, AssertionError) as error:
+    asked = jax.config.values["jax_platforms"]
+    if not asked:
+      raise
+    reason = f"; JAX says: {str(error).splitlines()[0]}" if str(error) else ""
+    raise InputError(
+      f"JAX_PLATFORMS={asked}: no such device can be used here; leave the variable out to take "
+      "what there is, or set up the device (for an NVIDIA GPU its driver and "
+      f"requirements-cuda12.txt){reason}"
+    ) from error
+
+
 def available_cores() -> int:
   """Number of cores that this process may use, which can be fewer than the machine has."""
   if hasattr(os, "sched_getaffinity"):

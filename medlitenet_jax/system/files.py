@@ -5,6 +5,8 @@ often lie elsewhere. Writing never goes through a link below the folder that a m
 """
 
 import contextlib
+import glob
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -65,6 +67,28 @@ def read_json(path: Path) -> Any:
     return json.loads(read_text(path))
   except RecursionError as error:
     raise ValueError("nested too deeply") from error
+
+
+def expand(pattern: Path) -> list[Path]:
+  """The paths that a pattern with `*`, `?`, `[...]` or `**` stands for, as a shell expands it.
+
+  Args:
+    pattern: a path, with or without wildcards.
+
+  Returns:
+    Those that exist, sorted; itself if there is none, or if it exists as it is written.
+  """
+  if fixed_part(pattern) == pattern:
+    return [pattern]
+  return sorted(map(Path, glob.glob(str(pattern), recursive=True))) or [pattern]
+
+
+def fixed_part(pattern: Path) -> Path:
+  """The part of a pattern before the first wildcard; all of a path that exists as it is written."""
+  if pattern.exists():
+    return pattern
+  parts = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)
+  return Path(*parts)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

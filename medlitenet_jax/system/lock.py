@@ -1,12 +1,13 @@
 """A lock that lets one process at a time write to a folder."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from medlitenet_jax.system.errors import InputError
 
@@ -35,20 +36,18 @@ def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
   Raises:
     InputError: if another process has locked it.
   """
-  with (folder / LOCK_FILE).open("a+") as file:
+  with (folder / LOCK_FILE).open("ab+", buffering=0) as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read().strip() or "another process"
-      raise InputError(
-        f"{folder}: {holder} {doing}; wait until it ends, or choose another {flag}"
-      ) from error
+      locked = lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:  # some network file systems have no locks
       logger.warning("%s: cannot be locked (%s); start no second process there", folder, error)
+      locked = True
+    if not locked:
+      file.seek(1)  # on Windows no other process can read the first byte, which is what is locked
+      holder = file.read().decode(errors="replace").strip() or "another process"
+      raise InputError(f"{folder}: {holder} {doing}; wait until it ends, or choose another {flag}")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    file.write(f"\nprocess {os.getpid()} on {socket.gethostname()}\n".encode())
     try:
       yield
     finally:

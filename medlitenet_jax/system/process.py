@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import io
 import os
 import sys
 import time
@@ -81,6 +82,26 @@ def return_memory_after_compiling() -> None:
       trim(0)
 
   jax.monitoring.register_event_duration_secs_listener(after)
+
+
+def peak_memory() -> int | None:
+  """The most bytes that this process has held so far; None on Windows, which does not tell."""
+  try:
+    import resource
+  except ImportError:
+    return None
+  unit = 1 if sys.platform == "darwin" else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def keep_printing() -> None:
+  """Has letters that the terminal or file cannot show printed as escapes, not raised as errors.
+
+  Where output goes to a file, Windows takes the few letters of its old code page alone.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
 
 
 def leave(status: int) -> NoReturn:

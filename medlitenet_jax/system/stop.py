@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -53,11 +54,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     The request to stop, which the loop asks before each batch.
   """
   request = StopRequest()
-  reading, writing = os.pipe()
-  os.set_blocking(writing, False)
+  reading, writing = socket.socketpair()  # Windows takes a pipe only from Python 3.12 on
+  writing.setblocking(False)
 
   def watch() -> None:
-    while received := os.read(reading, 1):
+    while received := reading.recv(1):
       number = received[0]
       if number not in (signal.SIGINT, signal.SIGTERM):
         continue
@@ -69,8 +70,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
   watcher = threading.Thread(target=watch, name="signals", daemon=True)
   watcher.start()
-  before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-  # Python writes the signals to the pipe; the empty handlers replace those that end the process.
+  before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+  # Python writes the signals to the socket; the empty handlers replace those that end the process.
   handlers = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield request
@@ -78,6 +79,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
     for number, handler in handlers.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(before)
-    os.close(writing)
+    writing.close()
     watcher.join()
-    os.close(reading)
+    reading.close()

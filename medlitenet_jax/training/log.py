@@ -47,7 +47,7 @@ class MetricsLog:
       or (row["step"] == resume_step and (validated or row["split"] != "val"))
     ]
     replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = self._path.open("a", buffering=1)
+    self._file = self._path.open("a", buffering=1, encoding="utf-8", newline="\n")
     # Written by this thread: on a full disk the thread of tensorboardX dies and the loop then waits
     # for it forever. The name has the process in it because two may start within a second.
     self._events = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")

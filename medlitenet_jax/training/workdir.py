@@ -15,6 +15,7 @@ from medlitenet_jax.data.cases import Source
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import TEMPORARY_SUFFIX, read_json, replace_file
 from medlitenet_jax.system.lock import LOCK_FILE, lock_folder
+from medlitenet_jax.system.starts import record_start
 from medlitenet_jax.training.layout import whole_steps
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def open_workdir(
     config_lib.save(config, workdir)
     if not steps:
       _store_cases(workdir, {**cases, BEFORE: []})
+    record_start(workdir)
     yield
 
 

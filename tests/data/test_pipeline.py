@@ -268,7 +268,9 @@ def test_training_and_evaluation_give_the_network_the_same_pixels(tmp_path, size
   trained = rows(take(open_train(source, policy=PLAIN, preprocessing=cleaning), 1))
   (batch,) = open_eval(source, preprocessing=cleaning)
   paths = sorted((tmp_path / "images").iterdir())
-  (predicted,) = open_eval(PhotographSource(paths), preprocessing=cleaning)
+  (predicted,) = open_eval(
+    PhotographSource(paths, {path: path.stem for path in paths}), preprocessing=cleaning
+  )
   np.testing.assert_array_equal(batch.images[32], predicted.images[32])
   seen = {case.case_id: image for case, image in zip(batch.cases, batch.images[32], strict=True)}
   for case_id, image, mask in trained:

@@ -90,8 +90,9 @@ def test_cases_that_a_network_was_trained_on_are_named(runs, tmp_path):
   assert "was trained on 4 of the cases" in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_one_evaluation_is_a_table(runs, tmp_path):
+def test_one_evaluation_is_a_table_and_is_questioned(runs, tmp_path, caplog):
   result = compare(runs[:1], tmp_path)
+  assert "One evaluation alone" in caplog.text
   assert result["tests"] == [] and "| plain " in (tmp_path / "results.md").read_text()
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from small_runs import ROOT, contents, copy_of_run, draw_case, finished_run, launch, scratch
 
+from medlitenet_jax.modes.predict import SCALE
+from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.lock import lock_folder
 
 SIZES = {"wide": (60, 130), "tall": (150, 70), "dot": (1, 1)}
@@ -106,6 +108,7 @@ def test_a_second_run_does_what_is_left(predicted, tmp_path):
   assert "1 of 3 were done before" in done.stdout
   after = contents(output)
   assert after.pop("predict.json") != before.pop("predict.json")  # which says where it lies
+  assert after.pop("starts.jsonl").startswith(before.pop("starts.jsonl"))
   assert after == before
 
 
@@ -186,6 +189,27 @@ def test_nothing_to_predict_is_one_line(given, says, tmp_path):
   done = run(tmp_path / given, tmp_path / "out")
   assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
   assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_kept_apart_and_results_are_not_taken_for_photographs(tmp_path):
+  for folder in ("one", "two"):
+    write_photographs(tmp_path / "in" / folder)
+  output = tmp_path / "in" / "results"
+  for call in range(2):
+    done = run(tmp_path / "in", output)
+    assert done.returncode == 0, done.stderr
+    assert "Outlined 6 of 6" in done.stdout and f"--output={output} lies in" in done.stdout
+    assert ("left out 1 that are no photographs: results" in done.stdout) == (call == 1)
+  names = [f"{folder}/{name}" for folder in ("one", "two") for name in sorted(SIZES)]
+  assert [row["case_id"] for row in measurements(output)] == names
+  assert [row["photograph"] for row in measurements(output)] == [f"{n}.jpg" for n in names]
+  assert cv2.imread(str(output / "masks" / "two" / "wide_segmentation.png")) is not None
+
+
+@pytest.mark.parametrize("scale", [20.0, 0.0, -0.02, float("nan"), 0.0001])
+def test_a_scale_that_no_dermoscope_has_is_refused(scale):
+  with pytest.raises(InputError, match=r"20 µm are 0\.02.*, not"):
+    SCALE.check("--mm_per_pixel", scale)
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):

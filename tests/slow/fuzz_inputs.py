@@ -249,7 +249,7 @@ def photographs(rng, folder):
     if not (output / "failed.csv").exists():
       return
     masks, failed = list((output / "masks").iterdir()), tables.read_csv(output / "failed.csv")
-    assert len(masks) + len(failed) == len(image_files.find_images(given))
+    assert len(masks) + len(failed) == len(paths)
     for name in ("predict.json", "measurements.csv"):
       if rng.random() < 0.6 and (output / name).exists():
         (output / name).write_bytes(damaged(rng, (output / name).read_bytes()))

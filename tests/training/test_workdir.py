@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def test_a_lock_left_by_a_dead_process_is_ignored(tmp_path):
   assert process.stdout is not None and process.stdout.readline() == "held\n"
   with pytest.raises(InputError, match=f"process {process.pid} on"), opened(workdir):
     pass
-  process.send_signal(signal.SIGKILL)
+  process.kill()
   process.wait()
   assert str(process.pid) in (workdir / LOCK_FILE).read_text()
   with opened(workdir):

@@ -61,27 +61,6 @@ def refuse_name(path: Path) -> None:
     raise InputError(f"{path.parent}: rename {path.name!a}; its name has control characters")
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-  """Finds the images of a folder in which all names must differ.
-
-  Args:
-    folder: folder to search.
-
-  Returns:
-    {name without suffix: path}, sorted.
-
-  Raises:
-    InputError: if there is no image, or two differ only in the suffix.
-  """
-  found = image_names(folder)
-  for first, *others in found.values():
-    if others:
-      raise InputError(same_name(first, others[0]))
-  if not found:
-    raise InputError(no_image(folder))
-  return {name: path for name, (path,) in found.items()}
-
-
 def same_name(first: Path, second: Path) -> str:
   """Error message for two images that differ only in the suffix."""
   return f"{second}: {first.name} has the same name; keep one of the two"

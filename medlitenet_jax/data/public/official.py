@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from medlitenet_jax.data.public.lesion_set import Archive, LesionSet, Part, work
 from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_text, refuse_links
+from medlitenet_jax.system.starts import record_start
 
 CHALLENGE = "https://isic-challenge-data.s3.amazonaws.com"
 
@@ -200,8 +202,14 @@ def create_builder(name: str, root: Path, short_side: int) -> LesionSet:
     The builder.
 
   Raises:
-    InputError: if a prepared set is damaged.
+    InputError: if a prepared set is damaged, or such files cannot be read on this system.
   """
+  if importlib.util.find_spec("array_record") is None:  # which has no wheels for Windows
+    raise InputError(
+      f"{name}: public sets are kept in array_record files, which cannot be read or written here "
+      "(Windows); use WSL, or convert the set to a folder elsewhere and take "
+      "config.data.source=folder"
+    )
   builder = BUILDERS[name]
   # TFDS expects configurations that a builder lists by name, and others by value.
   size = working_size(short_side)
@@ -248,6 +256,7 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
         f"{builder.ABOUT['homepage']}, or leave config.data.raw empty to have what is public "
         "downloaded"
       )
+  record_start(root)
   config = tfds.download.DownloadConfig(manual_dir=str(manual))
   builder.download_and_prepare(download_dir=str(root / "downloads"), download_config=config)
   with contextlib.suppress(FileNotFoundError):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.images.image_files import (
-  find_images,
+  image_names,
   image_size,
   read_image,
   read_mask,
@@ -533,7 +533,7 @@ def test_an_invalid_orientation_is_ignored(tmp_path, orientation):
 def test_names_with_control_characters_are_refused(tmp_path, name):
   (tmp_path / name).touch()
   with pytest.raises(InputError, match="control characters") as error:
-    find_images(tmp_path)
+    image_names(tmp_path)
   assert str(error.value).isprintable()
 
 

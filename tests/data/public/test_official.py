@@ -469,3 +469,9 @@ def test_real_photographs_keep_their_masks_at_native_size(tmp_path, monkeypatch)
     assert case.image.shape[1] / case.image.shape[0] == pytest.approx(
       truth.shape[1] / truth.shape[0], rel=0.01
     )
+
+
+def test_where_there_is_no_array_record_the_ways_on_are_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "array_record", None)
+  with pytest.raises(InputError, match=r"isic2018: .*WSL.*config\.data\.source=folder"):
+    create_builder("isic2018", tmp_path, 64)
