@@ -94,7 +94,15 @@ _mm_per_pixel = flags.DEFINE_float(
   "mm_per_pixel", None, "Scale of the photographs; predict then measures in millimetres as well."
 )
 _force = flags.DEFINE_bool(
-  "force", False, "Train continues a run with changed fields that only this flag lets change."
+  "force",
+  False,
+  "Train continues a run with changed fields that only this flag lets change, and begins where "
+  "memory or room on the disk seem to be short.",
+)
+_dry_run = flags.DEFINE_bool(
+  "dry-run",
+  False,
+  "Train says what it would do, and what that takes of memory, disk and time, and writes nothing.",
 )
 _distributed = flags.DEFINE_boolean(
   "distributed",
@@ -162,6 +170,7 @@ def _call(path: Path, named: bool) -> Call:
     weights=weights,
     mm_per_pixel=_mm_per_pixel.value,
     force=_force.value,
+    dry_run=_dry_run.value,
     distributed=_distributed.value,
     start="python launch.py" if AS_SCRIPT else NAME,
     command=shlex.join(START),
