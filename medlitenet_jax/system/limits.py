@@ -51,7 +51,7 @@ def free_disk(folder: Path) -> int:
 
 
 def refuse_more_than(
-  free: int | None, needed: float, what: str, *, of: str, instead: str, force: bool = False
+  free: int | None, needed: float, what: str, *, of: str, instead: str, force: bool | None = None
 ) -> None:
   """Refuses what needs more than there is.
 
@@ -61,7 +61,7 @@ def refuse_more_than(
     what: needs them, with its verb.
     of: "of memory" or "of the disk".
     instead: what can be done.
-    force: whether to warn only.
+    force: whether to warn only, as --force asks; None where that flag means nothing.
 
   Raises:
     InputError: if more is needed than is free.
@@ -70,7 +70,7 @@ def refuse_more_than(
     return
   line = f"{what} {gib(needed)} {of}, and {gib(free)} are free; {instead}"
   if not force:
-    raise InputError(f"{line}, or try it all the same by --force")
+    raise InputError(line if force is None else f"{line}, or try it all the same by --force")
   logger.warning("%s", line)
 
 

@@ -233,7 +233,9 @@ class _Loop(NamedTuple):
     batch = devices.shard_batch(batch)
     self.progress.batch_ready()
     usual = self.forecast.batch_seconds(image_size)
-    self.unsaved.lend(copy=usual is None or usual > LONG_STEP_SECONDS)
+    if long := usual is None or usual > LONG_STEP_SECONDS:
+      jax.block_until_ready(state)  # else the copy would wait for it, and a signal for the copy
+    self.unsaved.lend(copy=long)
     state, figures = self.programs[image_size](state, batch, run.numbers)
     step += 1
     self.unsaved.hold(step, state, run.batches)
