@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -310,17 +309,17 @@ def _silence_failed_saves() -> None:
   """Leaves out the tracebacks that libraries print, beside raising it, of a save that fails.
 
   When one array cannot be written, Orbax closes its event loop. Each of the others then finds it
-  closed in a thread of TensorStore, which can only print that; asyncio prints the errors that are
-  left over. `Checkpoints` reports the failure itself.
+  closed in a thread of TensorStore, where Python can only print that; asyncio prints the errors
+  that are left over. `Checkpoints` reports the failure itself.
   """
-  show = sys.excepthook
+  show = sys.unraisablehook
 
-  def excepthook(kind, error, traceback) -> None:
-    in_library = threading.current_thread() is not threading.main_thread()
-    if not (in_library and kind is RuntimeError and str(error) == "Event loop is closed"):
-      show(kind, error, traceback)
+  def unraisablehook(unraisable) -> None:
+    of_save = unraisable.exc_type is RuntimeError and unraisable.object is None
+    if not (of_save and str(unraisable.exc_value) == "Event loop is closed"):
+      show(unraisable)
 
-  sys.excepthook = excepthook
+  sys.unraisablehook = unraisablehook
 
   def of_others(record: logging.LogRecord) -> bool:
     left_over = "exception was never retrieved" in record.getMessage()
