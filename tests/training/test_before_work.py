@@ -39,7 +39,7 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_without_one_batch(tmp_p
   monkeypatch.setattr(
     "medlitenet_jax.training.programs._bytes_of", lambda program: compiled.append(program) or 2**40
   )
-  line = refused_with(2**20, tmp_path / "run", monkeypatch)  # less than the batches read ahead
+  line = refused_with(2**18, tmp_path / "run", monkeypatch)  # less than the batches read ahead
   assert not compiled and "config.train.batch_size=4 at" in line
   line = refused_with(2**35, tmp_path / "run", monkeypatch)
   assert len(compiled) == 1 and "1024 GiB of memory, and 32 GiB are free" in line
