@@ -99,8 +99,14 @@ _mm_per_pixel = flags.DEFINE_string(
 _force = flags.DEFINE_bool(
   "force",
   False,
-  "Train continues a run with changed fields that only this flag lets change, and starts on masks "
-  "that look wrong, which check then takes for warnings.",
+  "Train continues a run with changed fields that only this flag lets change, and begins on masks "
+  "that look wrong, which check then takes for warnings, and where memory or room on the disk seem "
+  "to be short.",
+)
+_dry_run = flags.DEFINE_bool(
+  "dry-run",
+  False,
+  "Train says what it would do, and what that takes of memory, disk and time, and writes nothing.",
 )
 _distributed = flags.DEFINE_boolean(
   "distributed",
@@ -168,6 +174,7 @@ def _call(path: Path, named: bool) -> Call:
     weights=weights,
     mm_per_pixel=_mm_per_pixel.value,
     force=_force.value,
+    dry_run=_dry_run.value,
     distributed=_distributed.value,
     start="python launch.py" if AS_SCRIPT else NAME,
     command=shlex.join(START),

@@ -16,6 +16,7 @@ from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.cases import Case, Photographs, Source
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
+from medlitenet_jax.system.errors import InputError
 
 if TYPE_CHECKING:
   import grain
@@ -99,6 +100,46 @@ def train_batches(
   )
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
   return iter(dataset.to_iter_dataset(options))
+
+
+def train_shapes(
+  source: Source,
+  *,
+  batch_size: int,
+  image_size: int,
+  preprocessing: Preprocessing,
+  policy: AugmentPolicy,
+  on_device: bool,
+) -> dict[str, Any]:
+  """Shapes of the arrays of a training batch, taken from the first case that can be read.
+
+  Args:
+    source: the training cases.
+    batch_size: cases per batch, B.
+    image_size: side of the images in pixels.
+    preprocessing: as `train_batches` takes it, as are the others.
+    policy: the augmentations.
+    on_device: whether the batch holds views.
+
+  Returns:
+    The tree of `jax.ShapeDtypeStruct` [B, ...] of a batch, without "case_id".
+
+  Raises:
+    InputError: if no case can be read.
+  """
+  error: InputError | None = None
+  for index in range(len(source)):
+    try:
+      case = source[index]
+    except InputError as raised:  # training says so when it comes to that case
+      error = error or raised
+      continue
+    rng = np.random.default_rng(0)
+    row = _augmented(rng, case, image_size, preprocessing, policy, on_device)
+    del row["case_id"]
+    row = jax.tree.map(np.asarray, row)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype), row)
+  raise error or InputError("there are no training cases")
 
 
 def _augmented(

@@ -32,7 +32,9 @@ class Call:
     inputs: photographs, or folders.
     weights: name or path of a weights file that is used in place of a run; None: the run is used.
     mm_per_pixel: scale of the photographs, a number or the path of a table of them, or None.
-    force: whether a run may go on with changed fields or start on masks that look wrong.
+    force: whether a run may go on with changed fields, or start on masks that look wrong or where
+      memory or room seem to be short.
+    dry_run: whether only to say what would be done.
     distributed: whether this is one of several processes.
     start: how a command of this program begins.
     command: the whole command line, as a shell takes it.
@@ -50,13 +52,20 @@ class Call:
   weights: str | None = None
   mm_per_pixel: str | None = None
   force: bool = False
+  dry_run: bool = False
   distributed: bool = False
   start: str = "medlitenet"
   command: str = ""
 
 
 def begin(
-  call: Call, folder: Path, *, shared: bool = False, weights: bool = False, inputs: bool = False
+  call: Call,
+  folder: Path,
+  *,
+  shared: bool = False,
+  weights: bool = False,
+  inputs: bool = False,
+  rehearsed: bool = False,
 ) -> None:
   """Refuses flags that mean nothing to a mode, and prepares JAX for it.
 
@@ -66,6 +75,7 @@ def begin(
     shared: whether several processes can do it together; they are connected here.
     weights: whether it uses weights files.
     inputs: whether it needs --input.
+    rehearsed: whether it can say what it would do.
 
   Raises:
     InputError: if a flag means nothing here or is missing, the processes do not find each other, or
@@ -79,6 +89,8 @@ def begin(
     from medlitenet_jax.system import devices
 
     devices.connect()
+  if call.dry_run and not rehearsed:
+    raise InputError(f"--dry-run: --mode={call.mode} has none; leave the flag out")
   refuse_links(folder)
   if inputs and not call.inputs:
     raise InputError(f"--mode={call.mode} needs --input")

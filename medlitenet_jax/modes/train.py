@@ -24,25 +24,27 @@ logger = logging.getLogger(__name__)
 
 def main(call: Call) -> None:
   """Trains the network of the recipe, or continues an earlier call's run; see `train`."""
-  begin(call, call.workdir, shared=True)
+  begin(call, call.workdir, shared=True, rehearsed=True)
   config = resolve_recipe(call)
   make_ready(call, config)
-  train(config, call.workdir, force=call.force)
+  train(config, call.workdir, force=call.force, dry_run=call.dry_run)
 
 
-def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
+def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bool = False) -> None:
   """Trains a network, or continues where an earlier call stopped; see `loop.train`.
 
   Args:
     config: resolved.
     workdir: receives what `loop.train` writes, and `figures/`.
     force: whether the run may continue with other values of the fields that are
-      `config.FORCE_ONLY`, and start on data that `check.short_look` refuses.
+      `config.FORCE_ONLY`, start on data that `check.short_look` refuses, and start where memory or
+      room on the disk seem to be short.
+    dry_run: whether only to say what it would do and need; nothing is written.
 
   Raises:
     InputError: if the data, the weights to start from or the workdir cannot be used, in which case
-      nothing in it is changed; or if too many batches in a row were skipped, after the state was
-      saved.
+      nothing in it is changed; if there is too little memory or room on the disk; or if too many
+      batches in a row were skipped, after the state was saved.
     Stopped: if a signal ended the run early, after the state was saved.
   """
   if config.ensemble.members:
@@ -52,10 +54,12 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     name: create_source(config.data, name, config.seed, to_score=name == "val")
     for name in ("train", "val")
   }
+  _refuse_larger_batch(config, len(sources["train"]))
   if not whole_steps(workdir):
     devices.on_main_process(lambda: short_look(config, sources, force=force))
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  best_step = loop.train(
+  start_run = loop.dry_run if dry_run else loop.train
+  best_step = start_run(
     config,
     workdir,
     model=model,
@@ -64,12 +68,23 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False) -> None:
     start=_read_start(config, workdir),
     force=force,
   )
+  if dry_run:
+    return
 
   def finish() -> None:
     curves = draw_curves(log.read_metrics(workdir), workdir)
     logger.info("Best validation Dice after %s batches; curves: %s", best_step, curves)
 
   devices.on_main_process(finish)
+
+
+def _refuse_larger_batch(config: ConfigDict, num_cases: int) -> None:
+  """Refuses a batch of more photographs than there are, which would have some of them twice."""
+  if config.train.batch_size > num_cases:
+    raise InputError(
+      f"config.train.batch_size is {config.train.batch_size}, but train has {num_cases} "
+      f"photographs; set at most {num_cases}, with config.optim.accumulation for updates from more"
+    )
 
 
 def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:

@@ -1,5 +1,6 @@
 """Times several functions in alternation, for machines whose speed varies."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,3 +40,25 @@ def time_interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dic
         seconds(call)
       turns[name].append(float(np.mean([seconds(call) for _ in range(repeats[name])])))
   return {name: float(np.median(values)) for name, values in turns.items()}
+
+
+class _CompilingClock:
+  """Adds up the time that this process spends compiling."""
+
+  def __init__(self):
+    self.seconds = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._add)
+
+  def _add(self, event: str, duration_secs: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+      self.seconds += duration_secs
+
+
+@functools.cache
+def _compiling_clock() -> _CompilingClock:
+  return _CompilingClock()
+
+
+def compiling_seconds() -> float:
+  """Seconds that this process has spent compiling since the first call; reading a cache counts."""
+  return _compiling_clock().seconds

@@ -1,9 +1,11 @@
 """Saves and restores a run: the state of training together with the position in the data."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,8 @@ class Checkpoints:
     self._workdir = workdir
     self._folder = checkpoint_folder(workdir)
     self._read_only = read_only
+    self._saving = False
+    _silence_failed_saves()
     if not read_only:
       devices.on_main_process(self._repair)
     try:
@@ -83,14 +87,14 @@ class Checkpoints:
   def save(
     self,
     state: TrainState,
-    batches: grain.DatasetIterator,
+    batches: Any,
     metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Starts to save; the files are written in the background.
 
     Args:
       state: after its last batch.
-      batches: the iterator that gave that batch.
+      batches: the iterator that gave that batch, or a `Position` in the data.
       metrics: validation scores of this state, `SELECTED_BY` among them; None if it was not
         validated.
 
@@ -104,6 +108,26 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._delete_removed()
       self._manager.save(int(state.micro_step), args=args, metrics=metrics and dict(metrics))
+      self._saving = True
+
+  def refuse_failed(self) -> None:
+    """Looks whether a checkpoint was written that `save` started; does not wait for it.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    if self._saving and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until the checkpoint that `save` started is written.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    with self._writing():
+      self._saving = False
+      self._manager.wait_until_finished()
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds validation scores to a checkpoint that was saved without any.
@@ -244,9 +268,11 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       steps = whole_steps(self._workdir)
       newest = f"the newest whole one is after batch {steps[-1]}" if steps else "there is no other"
+      full = "No space left" in str(error)
+      reason = "no space left on the disk" if full else first_line(error)
       raise InputError(
-        f"{self._folder}: a checkpoint cannot be written ({first_line(error)}); {newest}; make "
-        "room or allow writing there, then run the same command again to continue"
+        f"{self._folder}: a checkpoint cannot be written ({reason}); {newest}; make room or allow "
+        "writing there, then run the same command again to continue"
       ) from error
 
   def close(self) -> None:
@@ -276,6 +302,30 @@ def _open_manager(folder: Path, read_only: bool) -> ocp.CheckpointManager:
     cleanup_tmp_directories=not read_only,
   )
   return ocp.CheckpointManager(folder, options=options)
+
+
+@functools.cache
+def _silence_failed_saves() -> None:
+  """Leaves out the tracebacks that libraries print, beside raising it, of a save that fails.
+
+  When one array cannot be written, Orbax closes its event loop. Each of the others then finds it
+  closed in a thread of TensorStore, where Python can only print that; asyncio prints the errors
+  that are left over. `Checkpoints` reports the failure itself.
+  """
+  show = sys.unraisablehook
+
+  def unraisablehook(unraisable) -> None:
+    of_save = unraisable.exc_type is RuntimeError and unraisable.object is None
+    if not (of_save and str(unraisable.exc_value) == "Event loop is closed"):
+      show(unraisable)
+
+  sys.unraisablehook = unraisablehook
+
+  def of_others(record: logging.LogRecord) -> bool:
+    left_over = "exception was never retrieved" in record.getMessage()
+    return not (left_over and record.exc_info and "Error writing" in str(record.exc_info[1]))
+
+  logging.getLogger("asyncio").addFilter(of_others)
 
 
 def _selecting_score(metrics: Mapping[str, float]) -> float:

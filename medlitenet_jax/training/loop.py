@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from medlitenet_jax.data.cases import Source
 from medlitenet_jax.models.registry import model_parts
@@ -17,18 +18,31 @@ from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.stop import Stopped, StopRequest, stop_on_signals
 from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.forecast import Forecast
+from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.log import open_log
+from medlitenet_jax.training.outlook import (
+  create_forecast,
+  describe,
+  refuse_without_room,
+  rehearse,
+)
+from medlitenet_jax.training.programs import Programs
 from medlitenet_jax.training.progress import Progress
 from medlitenet_jax.training.run import Plan, Run, create_run
 from medlitenet_jax.training.skipped import SkippedBatches
 from medlitenet_jax.training.state import TrainState, start_from
-from medlitenet_jax.training.workdir import note_earlier_cases, open_workdir
+from medlitenet_jax.training.unsaved import Unsaved
+from medlitenet_jax.training.workdir import note_earlier_cases, open_workdir, refuse_unsuitable
 
 logger = logging.getLogger(__name__)
 
 # Scores the averaged network: ({"params", "batch_stats"}, a function that says whether to stop
 # early) to the mean of each score over the validation cases, or None if it did stop early.
 Validate = Callable[[Mapping[str, Any], Callable[[], bool]], dict[str, float] | None]
+
+# A step that takes longer is not waited for when a signal ends the run; see `Unsaved`.
+LONG_STEP_SECONDS = 2.0
 
 
 class Start(NamedTuple):
@@ -57,8 +71,9 @@ def train(
 ) -> int | None:
   """Trains a network, or continues where an earlier call stopped.
 
-  SIGTERM and Ctrl-C take effect between two batches. If one cuts a validation short, the next call
-  does that validation again.
+  SIGTERM and Ctrl-C take effect between two batches, or after some seconds, with the state saved
+  that there was before the batch. If one cuts a validation short, the next call does that
+  validation again.
 
   Args:
     config: resolved; `train.batch_size` is a multiple of the number of devices.
@@ -69,26 +84,62 @@ def train(
     start: network that a new run starts from; None: random parameters. A run that continues from a
       checkpoint ignores it.
     force: whether the run may continue with other values of the fields that are
-      `config.FORCE_ONLY`.
+      `config.FORCE_ONLY`, and start where memory or room on the disk seem to be short.
 
   Returns:
     Batches seen by the checkpoint with the highest validation Dice; None if there is none.
 
   Raises:
-    InputError: if the workdir cannot be used, in which case nothing in it is changed; or if too
-      many batches in a row were skipped, after the state was saved.
+    InputError: if the workdir cannot be used, in which case nothing in it is changed; if there is
+      too little memory or room; or if too many batches in a row were skipped, after the state was
+      saved.
     Stopped: if a signal ended the run early, after the state was saved.
   """
   run = create_run(config, model, sources["train"])
+  refuse_without_room(run, workdir, force=force)
   steps = run.plan.total_steps
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
     folder = open_workdir(config, workdir, sources, total_steps=steps, force=force)
     devices.on_main_process(lambda: stack.enter_context(folder))
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+    describe(run, sources, step=checkpoints.latest_step or 0)
     state = _first_state(run, workdir, checkpoints, start)
-    _learn(run, workdir, state, checkpoints, validate, stopped)
+    programs = Programs(run, sources["train"], force=force)
+    forecast = create_forecast(run, len(sources["val"]))
+    if (step := int(state.micro_step)) < steps:  # before the bar, whose clock it would spoil
+      size = run.plan.image_size_at(step)
+      programs.compile(size)
+      forecast.compiling_took(size, programs.seconds[size])
+    _learn(run, workdir, state, checkpoints, programs, forecast, validate, stopped)
     return checkpoints.best_step
+
+
+def dry_run(
+  config: ConfigDict,
+  workdir: Path,
+  *,
+  model: nn.Module,
+  sources: Mapping[str, Source],
+  validate: Validate,
+  start: Start | None = None,
+  force: bool = False,
+) -> None:
+  """Says what `train` with the same arguments would do and need; see `rehearse`.
+
+  Raises:
+    InputError: where `train` would, before its first batch.
+  """
+  run = create_run(config, model, sources["train"])
+  steps = run.plan.total_steps
+  refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
+  refuse_without_room(run, workdir, force=force)
+  done = whole_steps(workdir)
+  describe(run, sources, step=done[-1] if done else 0)
+  state = run.initialise()
+  if start is not None:
+    state = start_from(state, jax.device_put(start.variables, devices.replicated()))
+  rehearse(run, workdir, sources, validate, state, force=force)
 
 
 def _first_state(
@@ -114,6 +165,8 @@ def _learn(
   workdir: Path,
   state: TrainState,
   checkpoints: Checkpoints,
+  programs: Programs,
+  forecast: Forecast,
   validate: Validate,
   stopped: StopRequest,
 ) -> None:
@@ -124,65 +177,92 @@ def _learn(
   hurried = stopped if jax.process_count() == 1 else lambda: False
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(contextlib.closing(open_log(workdir, step, validated=validated)))
-    progress = stack.enter_context(contextlib.closing(Progress(plan, run.schedule, log, step)))
+    unsaved = stack.enter_context(contextlib.closing(Unsaved(checkpoints, plan.total_steps)))
+    progress = Progress(plan, run.schedule, log, forecast, step)
+    stack.enter_context(contextlib.closing(progress))
     limit = run.config.train.max_skipped_in_a_row
     skips = SkippedBatches(log, skipped=int(state.skipped), limit=limit)
-    trace_at = stack.enter_context(_profile(run, workdir, lambda: (state, batch)))
+    loop = _Loop(run, checkpoints, programs, forecast, progress, skips, unsaved)
+    stack.enter_context(logging_redirect_tqdm())
+    unsaved.hold(step, state, run.batches)
+    stopped.save = unsaved.save
+    trace_at = stack.enter_context(_profile(run, workdir, lambda: programs[image_size]))
     if step and not validated and plan.validation_due(step):  # it was cut short
-      scores = validate(state.ema_variables, hurried)
-      progress.write_scores(step, scores)
-      if scores is not None:
-        checkpoints.add_metrics(step, scores)
-      progress.restart_clock()
+      with progress.other_work(validation=True):
+        scores = validate(state.ema_variables, hurried)
+        progress.write_scores(step, scores)
+        if scores is not None:
+          checkpoints.add_metrics(step, scores)
     while step < plan.total_steps and not _must_end(plan, step, skips, stopped):
       trace_at(step, state)
-      with _saved_on_error(run, state, checkpoints, skips):
-        batch = next(run.batches)
-      case_ids = batch.pop("case_id")
-      batch = devices.shard_batch(batch)
-      progress.batch_ready()
-      state, figures = run.step(state, batch, run.numbers)
+      image_size = plan.image_size_at(step)
+      state = loop.learn_batch(state, step, image_size)
       step += 1
-      progress.step_started(figures)
-      skips.add(step=step, epoch=plan.epoch_at(step), case_ids=case_ids, figures=figures)
-      if plan.log_due(step):
-        progress.write_means(step, updates=int(state.opt_state.gradient_step))
       if plan.validation_due(step):
         skips.read()  # so that they precede the scores in the log
-        with _saved_on_error(run, state, checkpoints, skips):
-          scores = validate(state.ema_variables, hurried)
-          progress.write_scores(step, scores)
-        _save(run, state, checkpoints, skips, scores)
-        progress.restart_clock()
-    _save(run, state, checkpoints, skips)
+        with progress.other_work(validation=True):
+          with loop.saved_on_error(state):
+            scores = validate(state.ema_variables, hurried)
+            progress.write_scores(step, scores)
+          loop.save(state, scores)
+    loop.save(state)
     _raise_if_cut_short(plan, step, workdir, checkpoints, skips, stopped)
 
 
-def _save(
-  run: Run,
-  state: TrainState,
-  checkpoints: Checkpoints,
-  skips: SkippedBatches,
-  scores: Mapping[str, float] | None = None,
-) -> None:
-  """Saves the state unless its checkpoint exists; batches it skipped are logged before."""
-  skips.read()
-  step = int(state.micro_step)
-  if step and checkpoints.latest_step != step:
-    checkpoints.save(state, run.batches, scores)
+class _Loop(NamedTuple):
+  """What the loop works with, and the parts of a turn."""
 
+  run: Run
+  checkpoints: Checkpoints
+  programs: Programs
+  forecast: Forecast
+  progress: Progress
+  skips: SkippedBatches
+  unsaved: Unsaved
 
-@contextlib.contextmanager
-def _saved_on_error(
-  run: Run, state: TrainState, checkpoints: Checkpoints, skips: SkippedBatches
-) -> Iterator[None]:
-  """Saves the state if reading or scoring fails, as on a damaged file or for lack of memory."""
-  try:
-    yield
-  except Exception:
-    if jax.process_count() == 1:  # saving needs all processes, and the others did not fail
-      _save(run, state, checkpoints, skips)
-    raise
+  def learn_batch(self, state: TrainState, step: int, image_size: int) -> TrainState:
+    """Draws batch number `step`, counted from 0, and starts its step; logs what is due."""
+    run, plan = self.run, self.run.plan
+    if image_size not in self.programs:
+      with self.progress.other_work(), self.saved_on_error(state):
+        self.programs.compile(image_size)
+      self.forecast.compiling_took(image_size, self.programs.seconds[image_size])
+    with self.saved_on_error(state):
+      batch = next(run.batches)
+    case_ids = batch.pop("case_id")
+    batch = devices.shard_batch(batch)
+    self.progress.batch_ready()
+    usual = self.forecast.batch_seconds(image_size)
+    if long := usual is None or usual > LONG_STEP_SECONDS:
+      jax.block_until_ready(state)  # else the copy would wait for it, and a signal for the copy
+    self.unsaved.lend(copy=long)
+    state, figures = self.programs[image_size](state, batch, run.numbers)
+    step += 1
+    self.unsaved.hold(step, state, run.batches)
+    self.progress.step_started(figures)
+    self.skips.add(step=step, epoch=plan.epoch_at(step), case_ids=case_ids, figures=figures)
+    if plan.log_due(step):
+      self.progress.write_means(step, updates=int(state.opt_state.gradient_step))
+    self.checkpoints.refuse_failed()
+    return state
+
+  def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
+    """Saves the state unless its checkpoint exists; batches it skipped are logged before."""
+    self.skips.read()
+    step = int(state.micro_step)
+    with self.unsaved.lock:
+      if step and self.checkpoints.latest_step != step:
+        self.checkpoints.save(state, self.run.batches, scores)
+
+  @contextlib.contextmanager
+  def saved_on_error(self, state: TrainState) -> Iterator[None]:
+    """Saves the state if reading, compiling or scoring fails, as for lack of memory."""
+    try:
+      yield
+    except Exception:
+      if jax.process_count() == 1:  # saving needs all processes, and the others did not fail
+        self.save(state)
+      raise
 
 
 def _must_end(plan: Plan, step: int, skips: SkippedBatches, stopped: StopRequest) -> bool:
@@ -218,7 +298,7 @@ def _raise_if_cut_short(
 
 
 def _profile(
-  run: Run, workdir: Path, step_inputs: Callable[[], tuple]
+  run: Run, workdir: Path, program: Callable[[], jax.stages.Compiled]
 ) -> contextlib.AbstractContextManager[Callable]:
   """Traces the batches of `config.profile`, in process 0 only; see `profile_window`."""
   config = run.config
@@ -227,5 +307,5 @@ def _profile(
     num_steps=config.profile.num_steps if devices.is_main_process() else 0,
     folder=workdir / "profile",
     parts=model_parts(config.model.to_dict(), config.eval.image_size),
-    program=lambda: run.step.lower(*step_inputs(), run.numbers).compile().as_text() or "",
+    program=lambda: program().as_text() or "",
   )

@@ -64,6 +64,22 @@ class Plan:
     """Whether a validation is due after `step` batches."""
     return self._due(step, self.validate_every_epochs * self.epoch_steps)
 
+  def batches_left(self, step: int) -> dict[int, int]:
+    """Batches after the first `step`, by the pixels a side of their images, in order."""
+    phases = len(self.image_sizes)
+    left: dict[int, int] = {}
+    for phase, size in enumerate(self.image_sizes):
+      first, end = (-(-p * self.total_steps // phases) for p in (phase, phase + 1))
+      if (count := end - max(first, step)) > 0:
+        left[size] = left.get(size, 0) + count
+    return left
+
+  def validations_left(self, step: int) -> int:
+    """Validations that are due after more than `step` batches."""
+    every = self.validate_every_epochs * self.epoch_steps
+    last = self.total_steps % every != 0 and step < self.total_steps
+    return self.total_steps // every - step // every + last
+
   def _due(self, step: int, every: int) -> bool:
     return step == self.total_steps or step % every == 0
 

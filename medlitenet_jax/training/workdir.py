@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,8 @@ def open_workdir(
     InputError: if the folder holds another run, a longer one, one that is being trained, or files
       that are no run. Nothing in it is changed then.
   """
-  cases = {split: list(source.case_ids) for split, source in sources.items()}
+  changed = refuse_unsuitable(config, workdir, sources, total_steps=total_steps, force=force)
   steps = whole_steps(workdir)
-  changed = _refuse_unsuitable(config, workdir, cases, steps, total_steps, force)
   workdir.mkdir(parents=True, exist_ok=True)
   with lock_folder(workdir, "is training in it", "--workdir"):
     if changed:
@@ -68,20 +67,25 @@ def open_workdir(
       logger.warning("Continuing with %s; the former configuration: %s", _list(changed), former)
     config_lib.save(config, workdir)
     if not steps:
-      _store_cases(workdir, {**cases, BEFORE: []})
+      _store_cases(workdir, {**_names(sources), BEFORE: []})
     record_start(workdir)
     yield
 
 
-def _refuse_unsuitable(
+def refuse_unsuitable(
   config: ConfigDict,
   workdir: Path,
-  cases: Mapping[str, list[str]],
-  steps: Sequence[int],
+  sources: Mapping[str, Source],
+  *,
   total_steps: int,
-  force: bool,
+  force: bool = False,
 ) -> dict[str, tuple[Any, Any]]:
-  """Refuses a folder that the run cannot use; returns the fields that `force` lets it change."""
+  """Refuses a folder that the run cannot use, as `open_workdir` does; changes nothing.
+
+  Returns:
+    {field: (old value, new value)} of the fields that `force` lets the run change.
+  """
+  cases, steps = _names(sources), whole_steps(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   if not (workdir / config_lib.CONFIG_FILE).exists():
@@ -108,6 +112,10 @@ def _refuse_unsuitable(
       "more, or choose another --workdir"
     )
   return changed
+
+
+def _names(sources: Mapping[str, Source]) -> dict[str, list[str]]:
+  return {split: list(source.case_ids) for split, source in sources.items()}
 
 
 def _list(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -129,3 +129,36 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
   done = launch(*small_arguments(), f"--workdir={tmp_path / 'run'}", patch=patch)
   assert done.returncode == 130 and "Ctrl-C exits at once" in done.stdout + done.stderr
   assert 4 not in whole_steps(tmp_path / "run") and "stopped by" not in done.stderr
+
+
+# The main thread sends itself the signal in a call that does not return.
+HANGS = (
+  SIGNALS.split("original =")[0]
+  + """
+from medlitenet_jax.inference import validation
+from medlitenet_jax.system import stop
+from medlitenet_jax.training import programs
+stop.PATIENCE_SECONDS = 1.0
+def hang(*_):
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(100)
+"""
+)
+
+
+@pytest.mark.parametrize(
+  ("where", "line", "saved"),
+  [
+    ("validation.plain_scores = hang", "after batch 3 of 8; run the same command again", [3]),
+    ("programs.Programs.compile = hang", "before it began", []),
+  ],
+)
+def test_where_the_main_thread_hangs_what_was_learned_is_saved(
+  tmp_path, straight, where, line, saved
+):
+  workdir = tmp_path / "run"
+  done = launch(*small_arguments(), f"--workdir={workdir}", patch=HANGS + where, timeout=90)
+  assert done.returncode == 128 + signal.SIGTERM, done.stderr
+  assert done.stderr.splitlines()[-1].startswith(f"launch.py: stopped by SIGTERM {line}")
+  assert "Traceback" not in done.stderr and whole_steps(workdir) == saved
+  assert_ends_as(workdir, straight)

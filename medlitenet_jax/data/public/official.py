@@ -15,6 +15,7 @@ from medlitenet_jax.data.cases import Case
 from medlitenet_jax.data.images.image_files import decode_image, decode_mask
 from medlitenet_jax.data.public import archives
 from medlitenet_jax.data.public.lesion_set import Archive, LesionSet, Part, working_size
+from medlitenet_jax.data.public.network import refuse_download
 from medlitenet_jax.data.splits import SplitRule
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_text, refuse_links
@@ -256,6 +257,13 @@ def prepare_set(name: str, root: Path, raw: Path | None, short_side: int) -> Les
         f"{builder.ABOUT['homepage']}, or leave config.data.raw empty to have what is public "
         "downloaded"
       )
+  if not builder.is_prepared():
+    refuse_download(
+      _to_download(builder, manual, root / "downloads"),
+      root,
+      f"fetch the archives by hand into a folder and set config.data.raw to it "
+      f"({builder.ABOUT['homepage']})",
+    )
   record_start(root)
   config = tfds.download.DownloadConfig(manual_dir=str(manual))
   builder.download_and_prepare(download_dir=str(root / "downloads"), download_config=config)
@@ -272,6 +280,22 @@ def prepared_sources(
     with _refusing(builder.data_dir):
       splits = [split for split in splits if split in builder.info.metadata["case_ids"]]
   return [PreparedSource(builder, split, native) for split in splits]
+
+
+def _to_download(builder: LesionSet, manual: Path, downloads: Path) -> list[str]:
+  """Addresses of the archives that are neither in the manual folder nor downloaded before."""
+  # TFDS notes the address of each file beside it.
+  notes = "".join(path.read_text(errors="replace") for path in downloads.rglob("*.INFO"))
+  archives_of_set = {
+    archive: None for part in builder.PARTS.values() for archive in (*part.images, *part.masks)
+  }
+  return [
+    archive.url
+    for archive in archives_of_set
+    if archive.url
+    and archives.find_archive(manual, archive.name) is None
+    and archive.url not in notes
+  ]
 
 
 class PreparedSource:

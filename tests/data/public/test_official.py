@@ -6,17 +6,19 @@ import http.server
 import subprocess
 import sys
 import threading
+import types
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+import requests
 import tensorflow_datasets as tfds
 from damage import damaged, pick
 from small_runs import ROOT, compiled_as_by_launch, copy_of_run, small_config
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.data.public import convert, official
+from medlitenet_jax.data.public import convert, network, official
 from medlitenet_jax.data.public.official import (
   BUILDERS,
   PreparedSource,
@@ -312,7 +314,32 @@ def test_archives_are_downloaded_where_no_folder_is_given(isic2018, tmp_path, mo
       builder = prepare_set("isic2018", tmp_path / "sets", None, SHORT_SIDE)
       mask = PreparedSource(builder, "train", True)[2].mask
       np.testing.assert_array_equal(mask, picture(2)[1])
+      downloads = tmp_path / "sets" / "downloads"
+      assert official._to_download(builder, downloads / "manual", downloads) == []
     server.shutdown()
+
+
+@pytest.mark.parametrize("answer", ["none", "never", "too_large"])
+def test_a_download_that_cannot_be_is_refused_before_it_begins(tmp_path, monkeypatch, answer):
+  asked, ended = [], threading.Event()
+
+  def head(url, **_):
+    asked.append(url)
+    if answer == "none":
+      raise requests.ConnectionError("no route to host")
+    if answer == "never":
+      ended.wait(60)
+    return types.SimpleNamespace(ok=True, headers={"content-length": str(2 * 10**9)})
+
+  monkeypatch.setattr(network.requests, "head", head)
+  monkeypatch.setattr(network, "SECONDS", 0.5)
+  monkeypatch.setattr(network.limits, "free_disk", lambda folder: 11 * 10**9)
+  told = {"none": "ConnectionError", "never": "no answer", "too_large": r"11\.2 GiB of the disk"}
+  with pytest.raises(InputError, match=told[answer]) as refusal:
+    prepare_set("isic2018", tmp_path / "sets", None, SHORT_SIDE)
+  ended.set()
+  assert "config.data.raw" in str(refusal.value) and not (tmp_path / "sets").exists()
+  assert len(asked) == 6
 
 
 def test_the_official_numbers_of_cases_are_asked_for():
