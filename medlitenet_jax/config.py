@@ -297,16 +297,16 @@ def _with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
   return ConfigDict(tree)
 
 
-def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) -> None:
-  """Refuses to evaluate a run with the recipe of another network.
+def network_difference(saved: ConfigDict, asked: ConfigDict) -> tuple[str, Any, Any] | None:
+  """Finds what makes the networks of two configurations different.
 
   Args:
-    workdir: folder of the run.
-    saved: the run's configuration.
+    saved: configuration of a trained network.
     asked: the recipe's configuration, resolved.
 
-  Raises:
-    InputError: names a field of the model that differs.
+  Returns:
+    A field of the model by its dotted name, its saved value and the recipe's; None if parameters of
+    one fit the other.
   """
   changed = differences(ConfigDict({"model": saved.model}), ConfigDict({"model": asked.model}))
   changed = {
@@ -314,12 +314,10 @@ def refuse_other_network(workdir: Path, saved: ConfigDict, asked: ConfigDict) ->
     for field, values in changed.items()
     if not any(fnmatchcase(field, pattern) for pattern in NOT_ARCHITECTURE)
   }
-  if changed:
-    field, (old, new) = min(changed.items())
-    raise InputError(
-      f"{workdir}: has a network with config.{field}={old!r}, but --config describes one with "
-      f"{new!r}; leave --config out, since evaluation rebuilds the network from the workdir"
-    )
+  if not changed:
+    return None
+  field, values = min(changed.items())
+  return field, *values
 
 
 def for_evaluation(

@@ -83,5 +83,10 @@ def _for_evaluation(call: Call, place: Path, saved: ConfigDict, platform: str) -
   described = place / config_lib.CONFIG_FILE if place.is_dir() else place
   if call.recipe_named:
     asked = config_lib.resolve(call.recipe, platform)
-    config_lib.refuse_other_network(place, saved, asked)
+    if difference := config_lib.network_difference(saved, asked):
+      field, old, new = difference
+      raise InputError(
+        f"{place}: has a network with config.{field}={old!r}, but --config describes one with "
+        f"{new!r}; leave --config out, since evaluation rebuilds the network from the workdir"
+      )
   return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe, described)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.validation import create_validate
@@ -93,4 +94,10 @@ def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
   if not name or whole_steps(workdir):
     return None
   weights = read_weights(find_weights(name))
+  if difference := config_lib.network_difference(weights.config, config):
+    field, theirs, own = difference
+    raise InputError(
+      f"config.train.start_from: {name} is a network with config.{field}={theirs!r}, and this run "
+      f"has one with {own!r}; set the field to that, or start from other weights"
+    )
   return loop.Start(name, weights.variables, weights.seen)

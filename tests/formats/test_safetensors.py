@@ -359,4 +359,4 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
   assert content["before"] == content["train"] and len(content["val"]) == 3
   other = {"train__start_from": file, "model__medlitenet__mixer_dim": 64}
   done = launch(*small_arguments(**other), f"--workdir={tmp_path / 'other'}")
-  assert done.returncode == 2 and "another network" in done.stderr
+  assert done.returncode == 2 and "config.model.medlitenet.mixer_dim=32, and this" in done.stderr

@@ -285,7 +285,7 @@ def saved_config(rng, folder):
     attempt(open_trained, workdir)
     if saved is not None:
       found = attempt(config_lib.for_evaluation, saved, {}, "cpu", small_config())
-      attempt(config_lib.refuse_other_network, workdir, saved, config)
+      attempt(config_lib.network_difference, saved, config)
       if found is not None:
         attempt(create_model, found.model.to_dict(), DTYPES[found.precision])
         if found.data.source == "folder":
