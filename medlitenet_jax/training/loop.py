@@ -234,9 +234,10 @@ class _Loop(NamedTuple):
     batch = devices.shard_batch(batch)
     self.progress.batch_ready()
     usual = self.forecast.batch_seconds(image_size)
-    if long := usual is None or usual > LONG_STEP_SECONDS:
+    long = usual is None or usual > LONG_STEP_SECONDS
+    if copy := long and jax.process_count() == 1:  # saving would need all processes
       jax.block_until_ready(state)  # else the copy would wait for it, and a signal for the copy
-    self.unsaved.lend(copy=long)
+    self.unsaved.lend(copy=copy)
     state, figures = self.programs[image_size](state, batch, run.numbers)
     step += 1
     self.unsaved.hold(step, state, run.batches)
