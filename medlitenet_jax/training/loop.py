@@ -96,6 +96,7 @@ def train(
     Stopped: if a signal ended the run early, after the state was saved.
   """
   run = create_run(config, model, sources["train"])
+  programs = Programs(run, sources["train"], force=force)
   refuse_without_room(run, workdir, force=force)
   steps = run.plan.total_steps
   with contextlib.ExitStack() as stack:
@@ -105,7 +106,6 @@ def train(
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
     describe(run, sources, step=checkpoints.latest_step or 0)
     state = _first_state(run, workdir, checkpoints, start)
-    programs = Programs(run, sources["train"], force=force)
     forecast = create_forecast(run, len(sources["val"]))
     if (step := int(state.micro_step)) < steps:  # before the bar, whose clock it would spoil
       size = run.plan.image_size_at(step)
@@ -131,6 +131,7 @@ def dry_run(
     InputError: where `train` would, before its first batch.
   """
   run = create_run(config, model, sources["train"])
+  programs = Programs(run, sources["train"], force=force)
   steps = run.plan.total_steps
   refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
   refuse_without_room(run, workdir, force=force)
@@ -139,7 +140,7 @@ def dry_run(
   state = run.initialise()
   if start is not None:
     state = start_from(state, jax.device_put(start.variables, devices.replicated()))
-  rehearse(run, workdir, sources, validate, state, force=force)
+  rehearse(run, workdir, sources, programs, validate, state)
 
 
 def _first_state(
@@ -233,9 +234,10 @@ class _Loop(NamedTuple):
     batch = devices.shard_batch(batch)
     self.progress.batch_ready()
     usual = self.forecast.batch_seconds(image_size)
-    if long := usual is None or usual > LONG_STEP_SECONDS:
+    long = usual is None or usual > LONG_STEP_SECONDS
+    if copy := long and jax.process_count() == 1:  # saving would need all processes
       jax.block_until_ready(state)  # else the copy would wait for it, and a signal for the copy
-    self.unsaved.lend(copy=long)
+    self.unsaved.lend(copy=copy)
     state, figures = self.programs[image_size](state, batch, run.numbers)
     step += 1
     self.unsaved.hold(step, state, run.batches)

@@ -68,10 +68,9 @@ def rehearse(
   run: Run,
   workdir: Path,
   sources: Mapping[str, Source],
+  programs: Programs,
   validate: Callable[[Mapping[str, Any], Callable[[], bool]], Any],
   state: TrainState,
-  *,
-  force: bool = False,
 ) -> None:
   """Compiles the step for each size, times two batches of each and a part of a validation.
 
@@ -82,9 +81,9 @@ def rehearse(
     run: to be rehearsed.
     workdir: its folder, which need not exist.
     sources: the cases of "train" and "val".
+    programs: of the run, none compiled.
     validate: see `loop.Validate`.
     state: to begin with; it is used up.
-    force: whether to warn only where memory is short.
 
   Raises:
     InputError: if there is not enough memory.
@@ -92,7 +91,6 @@ def rehearse(
   steps = whole_steps(workdir)
   step = steps[-1] if steps else 0
   forecast = create_forecast(run, len(sources["val"]))
-  programs = Programs(run, sources["train"], force=force)
   for size in run.plan.batches_left(step):
     state = _time_batches(run, sources["train"], size, programs, forecast, state)
   _time_validation(run, len(sources["val"]), validate, forecast, state)

@@ -22,8 +22,8 @@ CPU_SECONDS = 20  # that compiling takes on two cores which have nothing else to
 class Programs(dict[int, jax.stages.Compiled]):
   """The compiled steps of a run by image size in pixels.
 
-  What would not fit into memory is refused, as far as it is known: before compiling the batches
-  that are read ahead, after it the program, and with the first one that of the largest size.
+  What would not fit into memory is refused, as far as it is known: at first the batches that are
+  read ahead, then each program, and with the first of them that of the largest size.
 
   Attributes:
     seconds: that compiling took by image size.
@@ -37,12 +37,16 @@ class Programs(dict[int, jax.stages.Compiled]):
       run: whose step is compiled.
       source: the training cases.
       force: whether to warn where memory is short.
+
+    Raises:
+      InputError: if there is not enough memory for the batches that are read ahead.
     """
     super().__init__()
     self.seconds: dict[int, float] = {}
     self.step_bytes: dict[int, int] = {}
     self._run, self._source, self._force = run, source, force
     self._batches: dict[int, Any] = {}
+    self._refuse_without_memory(max(run.plan.image_sizes), 0)
 
   def compile(self, image_size: int) -> None:
     """Compiles the step for images of a size in pixels.
@@ -52,8 +56,6 @@ class Programs(dict[int, jax.stages.Compiled]):
     """
     run = self._run
     largest = max(run.plan.image_sizes)
-    for size in {image_size, largest}:
-      self._refuse_without_memory(size, 0)
     usual = f"about {CPU_SECONDS} s" if devices.platform() == "cpu" else "some time"
     logger.info(
       "Compiling the training step for %dx%d pixels (%s, less if it was compiled before).",
@@ -96,17 +98,19 @@ class Programs(dict[int, jax.stages.Compiled]):
     ahead = (config.data.prefetch_batches + 2) * batch / jax.process_count()
     on_host = devices.platform() == "cpu"
     if on_host:
-      self._refuse(image_size, limits.free_memory(), ahead + step * jax.local_device_count())
-    else:
-      self._refuse(image_size, limits.free_memory(), ahead)
-      self._refuse(image_size, limits.free_device_memory(), step)
+      ahead += step * jax.local_device_count()
+    for free, needed in (
+      (limits.free_memory(), ahead),
+      (None if on_host else limits.free_device_memory(), step),
+    ):
+      self._refuse(image_size, free, needed, "about" if step else "at least")
 
-  def _refuse(self, image_size: int, free: int | None, needed: float) -> None:
+  def _refuse(self, image_size: int, free: int | None, needed: float, bound: str) -> None:
     limits.refuse_more_than(
       free,
       needed,
       f"config.train.batch_size={self._run.plan.batch_size} at {image_size}x{image_size} pixels "
-      "takes about",
+      f"takes {bound}",
       of="of memory",
       instead=(
         "set a smaller config.train.batch_size, with config.optim.accumulation for updates from as "

@@ -187,7 +187,8 @@ def recipe_numbers(config: ConfigDict, total_steps: int) -> Numbers:
     },
     loss_weights={n: jnp.float32(term.weight) for n, term in config.loss.items() if term.weight},
   )
-  return jax.device_put(numbers, devices.replicated())
+  # Not `device_put`, which cannot put a key on devices of other processes.
+  return jax.jit(lambda numbers: numbers, out_shardings=devices.replicated())(numbers)
 
 
 def create_train_step(config: ConfigDict, model: nn.Module) -> jax.stages.Wrapped:
