@@ -26,6 +26,7 @@ from medlitenet_jax.scores.metrics import SCORES
 from medlitenet_jax.speed.trace import TABLE_FILE
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.optim import pack
 from medlitenet_jax.training.run import create_plan
 
 STEPS = FIELDS["train.max_steps"]
@@ -82,8 +83,8 @@ def test_resumed_run_ends_bit_for_bit_as_a_straight_one(resumed_run):
 
 def test_average_is_not_the_network_itself():
   state = saved_state(finished_run(), STEPS)
-  for part in ("params", "batch_stats"):
-    averaged, current = flat(state[f"ema_{part}"]), flat(state[part])
+  for part, current in (("params", pack(state["params"])), ("batch_stats", state["batch_stats"])):
+    averaged, current = flat(state[f"ema_{part}"]), flat(current)
     assert averaged.keys() == current.keys()
     assert any(np.any(averaged[name] != current[name]) for name in current)
 
@@ -148,7 +149,7 @@ def test_finished_run_started_again_stays_as_it_is(tmp_path):
   new = after.keys() - before.keys()
   assert all(name.startswith("events.out.tfevents") for name in new)
   changed = {name for name in before if after.get(name) != before[name]}
-  assert changed <= {"figures/curves.png", "config.json"}
+  assert changed <= {"figures/curves.png", "config.json", "starts.jsonl"}
   loaded = [json.loads(files["config.json"]) for files in (before, after)]
   for tree in loaded:
     del tree["profile"]  # the first call had a window, which is not part of what is learned
