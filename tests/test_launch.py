@@ -474,9 +474,9 @@ def test_memory_is_given_back_after_a_long_compilation_alone():
 
 def test_photograph_found_broken_while_training_is_named_without_a_traceback(tmp_path):
   root = tmp_path / "photographs"
-  for number in range(4):
+  for number in range(6):
     write_case(root, f"case_{number}", number, suffix="jpg")
-  write_splits(root, {f"case_{n}": "train" if n < 3 else "val" for n in range(4)})
+  write_splits(root, {f"case_{n}": "train" if n < 5 else "val" for n in range(6)})
   path = root / "images" / "case_1.jpg"
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   fields = small_arguments(data__source="folder", data__root=str(root))

@@ -151,13 +151,11 @@ def create_optimizer(
   )
 
 
-def create_run_optimizer(
-  fields: Mapping[str, Any], total_steps
-) -> tuple[optax.MultiSteps, optax.Schedule]:
+def create_run_optimizer(optim: Any, total_steps) -> tuple[optax.MultiSteps, optax.Schedule]:
   """Builds the optimizer of a run.
 
   Args:
-    fields: `config.optim`; its real numbers may be traced.
+    optim: `config.optim`, or the same fields with traced numbers.
     total_steps: batches of the whole run; may be traced.
 
   Returns:
@@ -167,11 +165,20 @@ def create_run_optimizer(
     InputError: as `create_optimizer`.
   """
   schedule = create_schedule(
-    total_steps // fields["accumulation"],
-    **{n: fields[n] for n in ("learning_rate", "final_learning_rate", "warmup_updates")},
+    total_steps // optim.accumulation,
+    learning_rate=optim.learning_rate,
+    final_learning_rate=optim.final_learning_rate,
+    warmup_updates=optim.warmup_updates,
   )
-  used = ("name", "weight_decay", "momentum", "clip_norm", "accumulation")
-  return create_optimizer(schedule, **{name: fields[name] for name in used}), schedule
+  tx = create_optimizer(
+    schedule,
+    name=optim.name,
+    weight_decay=optim.weight_decay,
+    momentum=optim.momentum,
+    clip_norm=optim.clip_norm,
+    accumulation=optim.accumulation,
+  )
+  return tx, schedule
 
 
 def ema_decay_at(update, *, decay, warmup: bool):

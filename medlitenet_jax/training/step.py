@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import chex
@@ -218,8 +219,8 @@ def create_train_step(config: ConfigDict, model: nn.Module) -> jax.stages.Wrappe
       targets = {**targets, "mask": mask}
     else:
       image = batch["image"]
-    fields = {**config.optim, **numbers.optim}
-    tx, _ = optim.create_run_optimizer(fields, numbers.total_steps)
+    recipe = SimpleNamespace(optim=SimpleNamespace(**{**config.optim, **numbers.optim}))
+    tx, _ = optim.create_run_optimizer(recipe.optim, numbers.total_steps)
     return train_step(
       state,
       image,
@@ -229,7 +230,7 @@ def create_train_step(config: ConfigDict, model: nn.Module) -> jax.stages.Wrappe
       loss_fn=functools.partial(objective, weights=numbers.loss_weights),
       dropout_key=numbers.dropout_key,
       ema_decay=functools.partial(
-        optim.ema_decay_at, decay=fields["ema_decay"], warmup=fields["ema_warmup"]
+        optim.ema_decay_at, decay=recipe.optim.ema_decay, warmup=recipe.optim.ema_warmup
       ),
     )
 

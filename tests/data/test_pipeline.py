@@ -11,9 +11,9 @@ from configs.base import get_config
 from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.preprocess import Preprocessing
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
+from medlitenet_jax.data.photographs import PhotographSource
 from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
-from medlitenet_jax.modes.predict import PhotographSource
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.run import create_plan, create_train_batches
 

@@ -269,18 +269,27 @@ def test_a_field_that_the_network_does_not_have_is_refused(exported, tmp_path, c
   assert str(path) in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-def test_released_files_are_of_the_earlier_layout_and_new_ones_are_not(exported):
-  def format_of(path):
-    with safe_open(path, framework="numpy") as file:
-      return file.metadata()["format"], json.loads(file.metadata()["config"])
-
-  name, config = format_of(find_weights("base"))
-  assert name == "medlitenet_jax 1" and "mixer_dim" in config["model"]
-  read = read_weights(find_weights("base")).config
-  assert read.model.medlitenet.mixer_dim == config["model"]["mixer_dim"]
-  assert read.loss.dice.weight == config["loss"]["dice_weight"]
-  name, config = format_of(exported / "finished.safetensors")
-  assert name == FORMAT and "mixer_dim" in config["model"]["medlitenet"]
+def test_a_file_of_the_earlier_layout_is_read_as_a_new_one(tmp_path):
+  """Whose networks and loss terms had no sections, and which knew nothing of likeness."""
+  path = find_weights("base")
+  with safe_open(path, framework="numpy") as file:
+    metadata = file.metadata()
+  arrays = {n: a for n, a in load_file(path).items() if not n.startswith("likeness/")}
+  config = json.loads(metadata["config"])
+  assert metadata["format"] == FORMAT
+  model, loss = config["model"], config["loss"]
+  model |= model.pop("medlitenet")
+  config["loss"] = {
+    **{f"bce_{n}" if n == "weight" else n: value for n, value in loss["bce"].items()},
+    **{f"dice_{n}": value for n, value in loss["dice"].items()},
+  }
+  metadata |= {"format": "medlitenet_jax 1", "config": json.dumps(config)}
+  earlier = tmp_path / "base.safetensors"
+  save_file(arrays, earlier, metadata)
+  new, read = read_weights(path), read_weights(earlier)
+  assert read.config.to_dict() == new.config.to_dict() and read.likeness is None
+  jax.tree.map(np.testing.assert_array_equal, read.variables, new.variables)
+  assert new.likeness is not None
 
 
 def test_a_network_without_norms_writes_and_reads_back(tmp_path, monkeypatch):

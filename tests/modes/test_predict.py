@@ -22,9 +22,11 @@ from small_runs import (
   scratch,
 )
 
+from medlitenet_jax.data.photographs import find_photographs, names_of
 from medlitenet_jax.data.scales import Scales, read_scales
 from medlitenet_jax.inference.networks import Network
-from medlitenet_jax.modes.predict import find_photographs, names_of, predict
+from medlitenet_jax.modes.predict import predict
+from medlitenet_jax.modes.predict_output import SETTINGS_FILE
 from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.lock import lock_folder
@@ -226,7 +228,7 @@ def predict_red(inputs: list[Path], output: Path, scales: str | None = None, **n
   network = Network(red, 64, origin=origin, seen={"train": [], "val": []}, **network)
   config = resolved(eval__image_size=64, data__num_threads=1, data__prefetch_batches=1)
   given = read_scales(scales)
-  predict(config, [network], MaskRule(), find_photographs(inputs), output, given)
+  predict(config, [network], MaskRule(), find_photographs(inputs, SETTINGS_FILE), output, given)
   return {row["case_id"]: row for row in measurements(output)}
 
 
@@ -341,7 +343,7 @@ def test_names_that_cannot_be_kept_apart_are_refused(photographs, tmp_path):
   (tmp_path / "other").mkdir()
   shutil.copy(photographs / "b.png", tmp_path / "other")
   with pytest.raises(InputError, match="has the same name"):
-    find_photographs([photographs, tmp_path / "other"])
+    find_photographs([photographs, tmp_path / "other"], SETTINGS_FILE)
 
 
 def test_a_photograph_that_states_its_scale_is_measured_in_millimetres(

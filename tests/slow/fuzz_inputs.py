@@ -33,6 +33,7 @@ from small_runs import draw_case, resolved, scratch, small_config
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data import splits
 from medlitenet_jax.data.images import image_files
+from medlitenet_jax.data.photographs import find_photographs
 from medlitenet_jax.data.public import archives, convert
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.inference import members as members_module
@@ -255,7 +256,7 @@ def photographs(rng, folder):
   config = config_lib.resolve(config, "cpu")
 
   def act():
-    paths = attempt(predict.find_photographs, [given])
+    paths = attempt(find_photographs, [given], "predict.json")
     if paths is None:
       return
     asked = config, [_fake_network()], MaskRule(), paths, output

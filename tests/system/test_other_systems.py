@@ -15,6 +15,8 @@ from small_runs import compiled_as_by_launch, network_of, resolved
 def hide(*names):
   sys.modules.update(dict.fromkeys(names))
 hide("fcntl", "resource", "termios", "pwd", "grp", "uvloop")
+for name in [name for name in sys.modules if name.split(".")[0] == "filelock"]:
+  del sys.modules[name]  # the tests' own use of it has found fcntl
 import grain  # which asks for the name of the system, and needs array_record on this one
 hide("array_record")
 for module, names in (
@@ -27,7 +29,8 @@ for module, names in (
 
 from medlitenet_jax.inference.outline import mask_rule
 from medlitenet_jax.modes.evaluate import evaluate
-from medlitenet_jax.modes.predict import find_photographs, predict
+from medlitenet_jax.data.photographs import find_photographs
+from medlitenet_jax.modes.predict import predict
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.system import process
 
@@ -37,7 +40,7 @@ with compiled_as_by_launch():
   train(config, folder / "run")
   networks = [network_of(folder / "run", config)]
   evaluate(config, networks, folder / "run", "")
-  paths = find_photographs([photographs])
+  paths = find_photographs([photographs], "predict.json")
   predict(config, networks, mask_rule(config.eval, 0.5), paths, folder / "outlined")
 assert process.peak_memory() is None
 """
