@@ -194,9 +194,8 @@ def finished_run() -> Path:
   workdir = scratch() / "finished"
   with alone("finished"):
     if not (workdir / "figures").exists():
-      done = launch(
-        *small_arguments(profile__start_step=2, profile__num_steps=1), f"--workdir={workdir}"
-      )
+      fields = small_arguments(profile__start_step=2, profile__num_steps=1)
+      done = launch(*fields, f"--workdir={workdir}", anew=True)  # a fork is not to be profiled
       assert done.returncode == 0, done.stderr
   return workdir
 

@@ -33,9 +33,9 @@ def get_config():
 """
 
 
-def run(*args, **fields):
+def run(*args, anew=False, **fields):
   """One call of the command line that knows the guest."""
-  done = launch(*args, *arguments(**fields), patch=REGISTER)
+  done = launch(*args, *arguments(**fields), patch=REGISTER, anew=anew)
   assert done.returncode == 0, done.stderr
   return done
 
@@ -53,7 +53,7 @@ def trained() -> Path:
   workdir = scratch() / "guest_run"
   run(recipe(), f"--workdir={workdir}", **{**RUN, "train.max_steps": 3, "optim.warmup_updates": 0})
   fields = {**RUN, "optim.warmup_updates": 0, "profile.start_step": 5, "profile.num_steps": 2}
-  run(recipe(), f"--workdir={workdir}", "--force", **fields)
+  run(recipe(), f"--workdir={workdir}", "--force", anew=True, **fields)  # profiled: no fork
   return workdir
 
 

@@ -166,6 +166,8 @@ def test_preparing_twice_gives_the_same_bytes_zipped_or_not(isic2018, tmp_path):
     prepare_set("isic2018", tmp_path / name, raw, SHORT_SIDE)
   one, two, three = (files_of(tmp_path / name) for name in ("one", "two", "three"))
   assert any("array_record" in name for name in one)
+  for files in (one, two, three):
+    assert files.pop("starts.jsonl")  # says when
   assert one == two == three
 
 
