@@ -8,12 +8,12 @@ found = segment.outline(photograph)     # mask, uncertainty and measurements
 
 from typing import TYPE_CHECKING
 
+from medlitenet_jax.system.version import __version__ as __version__
+
 if TYPE_CHECKING:
   from pathlib import Path
 
   from medlitenet_jax.inference.segmenter import Segmenter
-
-__version__ = "0.1.0"
 
 
 def load(place: "str | Path", threshold: float | None = None) -> "Segmenter":

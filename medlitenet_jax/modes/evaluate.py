@@ -69,13 +69,7 @@ def evaluate(
     InputError: if the data cannot be used, if the folder holds another network's run, or if a
       member of an ensemble was trained on or selected by a case that is scored.
   """
-  origins = [network.origin["run"] for network in networks]
-  of_run = origins == [str(workdir)]
-  if not of_run and whole_steps(workdir):
-    raise InputError(
-      f"{workdir}: holds a run, and the scores of {', '.join(origins)} would replace its own; "
-      "choose another --workdir"
-    )
+  of_run = _is_of_run(networks, workdir)
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
   seen = _seen_cases(networks, source.case_ids, split)
@@ -113,6 +107,18 @@ def evaluate(
 
   devices.on_main_process(finish)
   return summary
+
+
+def _is_of_run(networks: Sequence[Network], workdir: Path) -> bool:
+  """Whether it is the folder's own run that is scored; refuses a folder with another one."""
+  origins = [network.origin["run"] for network in networks]
+  of_run = origins == [str(workdir)]
+  if not of_run and whole_steps(workdir):
+    raise InputError(
+      f"{workdir}: holds a run, and the scores of {', '.join(origins)} would replace its own; "
+      "choose another --workdir"
+    )
+  return of_run
 
 
 def score_cases(

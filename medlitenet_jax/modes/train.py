@@ -59,8 +59,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
   if not whole_steps(workdir):
     devices.on_main_process(lambda: short_look(config, sources, force=force))
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
-  start_run = loop.dry_run if dry_run else loop.train
-  best_step = start_run(
+  best_step = loop.train(
     config,
     workdir,
     model=model,
@@ -68,6 +67,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
     validate=create_validate(config, model, sources["val"]),
     start=_read_start(config, workdir),
     force=force,
+    dry_run=dry_run,
   )
   if dry_run:
     return

@@ -33,15 +33,7 @@ def page(result: Mapping[str, Any]) -> str:
       *("plain ms", "times plain", "MiB", "compile s", "cached s"),
     )
     lines.append(tables.table(columns, [_cells(row) for row in group["rows"]]))
-  profile = result["profile"]
-  lines.append(
-    f"where the {profile['ms']:.1f} ms of a forward pass at {profile['image_size']}x"
-    f"{profile['image_size']}, batch 1, go"
-  )
-  names = ("mflop", "at_matmul_rate_ms", "products_ms", "rest_ms")
-  spent = [(p["part"], *(f"{p[name]:.2f}" for name in names)) for p in profile["parts"]]
-  header = ("part", "MFLOP", "ms at the matmul rate", "ms of products", "ms of the rest")
-  lines.append(tables.table(header, spent))
+  lines += _profile(result["profile"])
   lines += [f"{ratio['what']}: {ratio['times']:.2f}x" for ratio in result["ratios"]]
   loop, evaluation, peak = result["loop"], result["evaluation"], result["peak_memory"]
   pipeline = result["pipeline"]
@@ -70,6 +62,17 @@ def page(result: Mapping[str, Any]) -> str:
   if held:
     lines.append(f"peak memory: {', '.join(held)}")
   return "\n\n".join(lines)
+
+
+def _profile(profile: Mapping[str, Any]) -> tuple[str, str]:
+  names = ("mflop", "at_matmul_rate_ms", "products_ms", "rest_ms")
+  spent = [(p["part"], *(f"{p[name]:.2f}" for name in names)) for p in profile["parts"]]
+  header = ("part", "MFLOP", "ms at the matmul rate", "ms of products", "ms of the rest")
+  title = (
+    f"where the {profile['ms']:.1f} ms of a forward pass at {profile['image_size']}x"
+    f"{profile['image_size']}, batch 1, go"
+  )
+  return title, tables.table(header, spent)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from medlitenet_jax import __version__
 from medlitenet_jax.system.devices import is_main_process
+from medlitenet_jax.system.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.stop import Stopped, StopRequest, stop_on_signals
 from medlitenet_jax.training.checkpoint import Checkpoints
 from medlitenet_jax.training.forecast import Forecast
-from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.log import open_log
 from medlitenet_jax.training.outlook import (
   create_forecast,
@@ -68,6 +67,7 @@ def train(
   validate: Validate,
   start: Start | None = None,
   force: bool = False,
+  dry_run: bool = False,
 ) -> int | None:
   """Trains a network, or continues where an earlier call stopped.
 
@@ -85,6 +85,7 @@ def train(
       checkpoint ignores it.
     force: whether the run may continue with other values of the fields that are
       `config.FORCE_ONLY`, and start where memory or room on the disk seem to be short.
+    dry_run: whether only to say what it would do and need, see `rehearse`; nothing is written.
 
   Returns:
     Batches seen by the checkpoint with the highest validation Dice; None if there is none.
@@ -99,6 +100,10 @@ def train(
   programs = Programs(run, sources["train"], force=force)
   refuse_without_room(run, workdir, force=force)
   steps = run.plan.total_steps
+  if dry_run:
+    refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
+    rehearse(run, workdir, sources, programs, validate, _new_state(run, start))
+    return None
   with contextlib.ExitStack() as stack:
     stopped = stack.enter_context(stop_on_signals())
     folder = open_workdir(config, workdir, sources, total_steps=steps, force=force)
@@ -115,34 +120,6 @@ def train(
     return checkpoints.best_step
 
 
-def dry_run(
-  config: ConfigDict,
-  workdir: Path,
-  *,
-  model: nn.Module,
-  sources: Mapping[str, Source],
-  validate: Validate,
-  start: Start | None = None,
-  force: bool = False,
-) -> None:
-  """Says what `train` with the same arguments would do and need; see `rehearse`.
-
-  Raises:
-    InputError: where `train` would, before its first batch.
-  """
-  run = create_run(config, model, sources["train"])
-  programs = Programs(run, sources["train"], force=force)
-  steps = run.plan.total_steps
-  refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
-  refuse_without_room(run, workdir, force=force)
-  done = whole_steps(workdir)
-  describe(run, sources, step=done[-1] if done else 0)
-  state = run.initialise()
-  if start is not None:
-    state = start_from(state, jax.device_put(start.variables, devices.replicated()))
-  rehearse(run, workdir, sources, programs, validate, state)
-
-
 def _first_state(
   run: Run, workdir: Path, checkpoints: Checkpoints, start: Start | None
 ) -> TrainState:
@@ -152,13 +129,18 @@ def _first_state(
     seen, total = int(restored.micro_step), run.plan.total_steps
     logger.info("Resuming %s after %d of %d batches.", workdir, seen, total)
     return restored
+  if start is not None:
+    devices.on_main_process(lambda: note_earlier_cases(workdir, start.seen))
+    logger.info("Starting from %s.", start.name)
+  return _new_state(run, start)
+
+
+def _new_state(run: Run, start: Start | None) -> TrainState:
+  """The state before the first batch."""
   state = run.initialise()
   if start is None:
     return state
-  state = start_from(state, jax.device_put(start.variables, devices.replicated()))
-  devices.on_main_process(lambda: note_earlier_cases(workdir, start.seen))
-  logger.info("Starting from %s.", start.name)
-  return state
+  return start_from(state, jax.device_put(start.variables, devices.replicated()))
 
 
 def _learn(

@@ -90,6 +90,7 @@ def rehearse(
   """
   steps = whole_steps(workdir)
   step = steps[-1] if steps else 0
+  describe(run, sources, step=step)
   forecast = create_forecast(run, len(sources["val"]))
   for size in run.plan.batches_left(step):
     state = _time_batches(run, sources["train"], size, programs, forecast, state)

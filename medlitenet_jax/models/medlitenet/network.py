@@ -210,14 +210,13 @@ class MedLiteNet(nn.Module):
     features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
       image.astype(self.dtype), train=train
     )
-    skips, deep = [*features[:-1]], features[-1]
+    *skips, deep = features
 
     context = None
     if self.mixer:
       boundary = None
       if self.boundary_bias:
-        source = features[self.boundary_bias_stage]
-        boundary = BoundaryMap(name="bias_boundary", **common)(source)
+        boundary = BoundaryMap(name="bias_boundary", **common)(features[self.boundary_bias_stage])
       context, fine_context = CrossScaleMixer(
         dim=self.mixer_dim,
         layers=self.mixer_layers,
@@ -249,5 +248,5 @@ class MedLiteNet(nn.Module):
       decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
       x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
-    outputs = {"mask": ops.upsample2x(logits, self.form)}
-    return outputs if train else {**outputs, "features": summarised(features[:4])}
+    seen = {} if train else {"features": summarised(features[:4])}
+    return {"mask": ops.upsample2x(logits, self.form), **seen}
