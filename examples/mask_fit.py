@@ -22,7 +22,8 @@ from medlitenet_jax.data.images import image_files, mask_fit
 def main(folder: str) -> None:
   """Reads the pairs of a folder and prints what fraction of each kind of masks looks wrong."""
   images_of, masks_of = (
-    image_files.find_images(Path(folder, name)) for name in ("images", "masks")
+    {name: paths[0] for name, paths in image_files.image_names(Path(folder, part)).items()}
+    for part in ("images", "masks")
   )
 
   def read(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from medlitenet_jax import recipes
 from medlitenet_jax.modes import MODES
 from medlitenet_jax.modes.call import Call
 from medlitenet_jax.system import process
-from medlitenet_jax.system.errors import NO_MEMORY, InputError
+from medlitenet_jax.system.errors import NO_MEMORY, InputError, error_lines
 from medlitenet_jax.system.stop import Stopped
 
 DEFAULT_WEIGHTS = "base"
@@ -124,11 +124,7 @@ _output = flags.DEFINE_string(
 
 def refuse(reason: object) -> NoReturn:
   """Says in one line what is wrong, and the ways on below it; leaves with status 2."""
-  ways = [line for way in getattr(reason, "ways", ()) for line in (f"  {way[0]}:", f"    {way[1]}")]
-  for line in (f"{NAME}: error: {' '.join(str(reason).split())}", *ways):
-    # What a file's name or content brought along must not steer the terminal.
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print("".join(shown), file=sys.stderr)
+  print("\n".join(error_lines(NAME, reason)), file=sys.stderr)
   process.leave(2)
 
 

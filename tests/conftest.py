@@ -18,14 +18,16 @@ def pytest_configure():
 # The files that take longest, which the processes of `make test` begin with: one of them at the end
 # would leave the other process without work.
 LONG = (
-  *(
-    "test_launch.py",
-    "test_devices.py",
-    "test_fuzz.py",
-    "test_network.py",
-    "test_second_network.py",
-  ),
-  *("test_kill.py", "test_loop.py", "test_full_disk.py", "test_official.py", "test_evaluate.py"),
+  "test_launch.py",
+  "test_devices.py",
+  "test_fuzz.py",
+  "test_network.py",
+  "test_second_network.py",
+  "test_kill.py",
+  "test_loop.py",
+  "test_full_disk.py",
+  "test_official.py",
+  "test_evaluate.py",
 )
 
 

@@ -104,6 +104,14 @@ def bad_inputs():
       new,
       (str(photographs), "ISIC2018_Task1-2_Training_Input"),
     ),
+    "dry_run": (
+      (
+        *("--dry-run", *small_arguments(data__source="isic2018", data__raw=str(photographs))),
+        f"--config.data.root={folder}/nowhere",
+      ),
+      new,
+      (f"{folder}/nowhere: isic2018 is not prepared there",),
+    ),
     "no_data": (folder_source, new, (f"{folder}/nowhere", "config.data.root")),
     "mask_size": (mask_source, new, ("b_segmentation.png", "b.png", "9x9")),
     "image_size": (small_arguments(train__image_sizes="(100,)"), new, ("image_sizes", "100")),
@@ -194,6 +202,7 @@ NAMES = (
   *(
     "not_prepared",
     "no_archives",
+    "dry_run",
     "no_data",
     "mask_size",
     "image_size",
@@ -208,7 +217,7 @@ NAMES = (
 )
 
 
-WAYS_ON = {"not_prepared": 3}
+WAYS_ON = {"not_prepared": 3, "dry_run": 3}
 
 
 def test_every_mistake_has_a_test():

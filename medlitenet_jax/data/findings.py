@@ -59,18 +59,21 @@ def find_in_masks(looks: Sequence[Look]) -> list[Problem]:
     looks: of all cases, or of a random sample.
 
   Returns:
-    Findings. Those that would make training pointless have `stops_training`; in test none does.
+    Findings, by split where a split shows them. Those that would make training pointless have
+    `stops_training`; in test none does.
   """
   found = _judge(looks, "")
-  if found:
+  if any(problem.stops_training for problem in found):
     return found
   by_split = {split: [look for look in looks if look.split == split] for split in SPLITS}
-  return [
+  of_splits = [
     dataclasses.replace(problem, stops_training=problem.stops_training and split != "test")
     for split, of_split in by_split.items()
     if len(of_split) >= ENOUGH
     for problem in _judge(of_split, split)
   ]
+  told = {problem.kind for problem in of_splits}
+  return [problem for problem in found if problem.kind not in told] + of_splits
 
 
 def look_inverted(masks: np.ndarray) -> np.ndarray:

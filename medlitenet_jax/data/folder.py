@@ -38,7 +38,7 @@ class Problem:
   """A problem of a data set.
 
   Attributes:
-    kind: a key of `STOPS_TRAINING`.
+    kind: what is wrong, as `problems.csv` names it.
     name: the case, file or group with the problem.
     split: the affected split; "" for all.
     what: one line that says what is wrong and, if necessary, what to do.
@@ -138,8 +138,8 @@ def scan_folder(root: Path, mask_suffix: str, rule: SplitRule, splits: Sequence[
   """Pairs the photographs of a folder with their masks, reading only file names and headers.
 
   Args:
-    root: contains `images/ID.jpg` (or .png, .bmp, .tif), `masks/ID_segmentation.png` and,
-      optionally, `splits.csv`.
+    root: contains `images/ID.jpg` (or another of `IMAGE_SUFFIXES`), `masks/ID_segmentation.png`
+      and, optionally, `splits.csv`.
     mask_suffix: text after ID in the name of a mask.
     rule: assigns splits to cases without one in `splits.csv`.
     splits: splits whose files are checked.

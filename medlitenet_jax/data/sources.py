@@ -18,6 +18,7 @@ from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.splits import ALL, SPLITS
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.rules import one_of
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +151,7 @@ def create_source(
   """
   if split not in (*SPLITS, ALL):
     raise InputError(f"split {split!r} is not one of {', '.join((*SPLITS, ALL))}")
-  if data["source"] not in SOURCES:
-    raise InputError(f"config.data.source: {data['source']!r} is not one of {', '.join(SOURCES)}")
+  one_of(SOURCES).check("config.data.source", data["source"])
   splits = SPLITS if split == ALL else (split,)
   found: Sequence[Source]
   if data["source"] == "folder":

@@ -1,15 +1,12 @@
 """Fits what the photographs look like that a network has learned from."""
 
-import dataclasses
-import functools
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from medlitenet_jax.data.cases import Case, Source
-from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.data.cases import Source
+from medlitenet_jax.data.sources import SomeCases, create_source
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.models.forward import probs_and_features
@@ -22,22 +19,11 @@ MOST = 5000  # photographs of a fit; more change nothing that counts
 SPLITS = ("train", "val")
 
 
-class _Chosen:
-  """Some cases of several sources."""
-
-  def __init__(self, sources: list[Source], seed: int):
-    """Draws at most `MOST` of them at random."""
-    places = [(source, index) for source in sources for index in range(len(source))]
-    drawn = np.random.default_rng(seed).permutation(len(places))[:MOST]
-    self._places = [places[number] for number in sorted(drawn)]
-    self.case_ids = [source.case_ids[index] for source, index in self._places]
-
-  def __len__(self) -> int:
-    return len(self._places)
-
-  def __getitem__(self, number: int) -> Case:
-    source, index = self._places[number]
-    return dataclasses.replace(source[index], index=number)
+def _drawn(sources: list[Source], seed: int) -> SomeCases:
+  """At most `MOST` cases of several sources, drawn at random."""
+  places = [(source, index) for source in sources for index in range(len(source))]
+  drawn = np.random.default_rng(seed).permutation(len(places))[:MOST]
+  return SomeCases([places[number] for number in sorted(drawn)])
 
 
 def fit_to_data(trained: Trained, config: ConfigDict) -> Likeness:
@@ -57,12 +43,13 @@ def fit_to_data(trained: Trained, config: ConfigDict) -> Likeness:
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   size = config.eval.image_size
   photograph = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-  look = jax.jit(functools.partial(probs_and_features, model, trained.variables))
-  if jax.eval_shape(look, photograph)[1] is None:
+  # The features alone, so that what follows the encoder is not computed.
+  look = jax.jit(lambda image: probs_and_features(model, trained.variables, image)[1])
+  if jax.eval_shape(look, photograph) is None:
     raise InputError(f"{config.model.name} returns no features")
-  source = _Chosen([create_source(config.data, s, config.seed) for s in SPLITS], config.seed)
+  source = _drawn([create_source(config.data, s, config.seed) for s in SPLITS], config.seed)
   if len(source) < FEWEST:
     raise InputError(f"its data has {len(source)} photographs in train and val, not {FEWEST}")
-  seen = predict_cases(lambda images: look(images[size])[1], source, [size], config)
+  seen = predict_cases(lambda images: look(images[size]), source, [size], config)
   bar = tqdm(seen, total=len(source), unit="photograph", desc="likeness", dynamic_ncols=True)
   return fit_likeness(np.stack([features for _, features in bar]), config.seed)

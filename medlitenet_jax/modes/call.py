@@ -29,7 +29,7 @@ class Call:
     workdir: folder of the run, the default one if none is named.
     workdir_named: whether the command line names it.
     output: folder for what is written, the default one if none is named.
-    inputs: photographs, or folders.
+    inputs: files, folders or patterns.
     weights: name or path of a weights file that is used in place of a run; None: the run is used.
     mm_per_pixel: scale of the photographs, a number or the path of a table of them, or None.
     force: whether a run may go on with changed fields, or start on masks that look wrong or where

@@ -71,6 +71,7 @@ def check(config: ConfigDict, output: Path, *, force: bool = False) -> None:
   if config.data.source == "folder" and output.resolve().is_relative_to(root):
     raise InputError(f"{output}: lies in the data, which is left as it is; choose another --output")
   sources, files, problems, findings = _open(config)
+  record_start(output)
   readings, found = _read(sources, files, config.data.num_threads)
   problems += found
   pairs, left_out = near_duplicates(
@@ -89,7 +90,6 @@ def check(config: ConfigDict, output: Path, *, force: bool = False) -> None:
   problems.sort(key=lambda problem: (not problem.stops_training, problem.kind))
   summary = check_page.summary(config, sources, readings, problems, findings)
 
-  record_start(output)
   replace_file(output / CHECK_FILE, json.dumps(summary, indent=2) + "\n")
   columns = [field.name for field in dataclasses.fields(Problem)]
   tables.write_csv(output / PROBLEMS_FILE, [dataclasses.asdict(p) for p in problems], columns)

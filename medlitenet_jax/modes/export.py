@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 def main(call: Call) -> None:
   """Writes the network that the command line names; see `export`."""
   begin(call, call.output, weights=True)
-  config, trained = open_single(call)
-  export(config, with_likeness(config, trained), call.output)
+  export(*open_single(call), call.output)
 
 
 def with_likeness(config: ConfigDict, trained: Trained) -> Trained:
@@ -42,7 +41,7 @@ def with_likeness(config: ConfigDict, trained: Trained) -> Trained:
 
 
 def export(config: ConfigDict, trained: Trained, output: Path) -> None:
-  """Writes a trained network as weights files, in float32 and in float16.
+  """Writes a trained network as weights files, in float32 and in float16; see `with_likeness`.
 
   Args:
     config: resolved; what the network is evaluated with.
@@ -56,6 +55,7 @@ def export(config: ConfigDict, trained: Trained, output: Path) -> None:
   if output.exists() and not output.is_dir():
     raise InputError(f"{output}: is a file; choose another --output")
   record_start(output)
+  trained = with_likeness(config, trained)
   run = Path(trained.origin["run"])
   name = run.stem if run.suffix == SUFFIX else run.resolve().name
   origin = {**trained.origin, "run": name, "network_size": config.eval.image_size}

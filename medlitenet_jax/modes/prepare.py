@@ -76,8 +76,8 @@ def make_ready(call: Call, config: ConfigDict) -> None:
   # A cheap look: whether what is there is whole is found out when it is opened.
   if (Path(data.root) / data.source / str(data.working_size)).is_dir():
     return
-  # Several processes would prepare it several times over.
-  if data.raw and jax.process_count() == 1:
+  # Several processes would prepare it several times over, and a dry run writes nothing.
+  if data.raw and jax.process_count() == 1 and not call.dry_run:
     prepare(config)
   else:
     raise InputError(f"{data.root}: {data.source} is not prepared there", _ways(call, config))

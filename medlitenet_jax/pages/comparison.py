@@ -94,57 +94,50 @@ def _body(evaluations, result, pictures) -> Html:
   columns, rows = _results_table(evaluations)
   scores = html_table(columns[:-2], [row[:-2] for row in rows])
   protocols = [
-    tag("p", tag("strong", row[0]), ": ", row[-2], tag("br"), tag("code", row[-1].strip("`")))
+    tag("p", tag("strong", row[0]), ": ", row[-2], Html("<br>"), tag("code", row[-1].strip("`")))
     for row in rows
   ]
   parts = [
-    tag("h1", "Comparison of evaluations"),
-    tag("h2", "Scores"),
-    scores,
-    tag("h2", "Protocols and commands"),
-    *protocols,
+    tag("header", tag("h1", "Comparison of evaluations")),
+    _section("Scores", scores),
+    _section("Protocols and commands", *protocols),
   ]
   differences = result["protocol_differences"]
   if differences:
     changed = [(name, *map(str, values)) for name, values in differences.items()]
-    parts += [
-      tag("h2", "Where the protocols differ"),
-      html_table(("field", *(e.name for e in evaluations)), changed),
-    ]
+    table = html_table(("field", *(e.name for e in evaluations)), changed)
+    parts.append(_section("Where the protocols differ", table))
   if result["tests"]:
     note = (
       "Both evaluations score each case. The interval is a percentile bootstrap of the mean "
       "difference; p is from the Wilcoxon signed-rank test, adjusted for multiple tests by Holm."
     )
-    parts += [
-      tag("h2", "Paired tests over cases"),
-      html_table(*_tests_table(result["tests"])),
-      tag("p", note),
-      tag("h2", "Dice case by case"),
-      tag("div", svg(_scatter(evaluations), "Dice of each case in two evaluations")),
-    ]
+    table = html_table(*_tests_table(result["tests"]))
+    chart = tag("div", svg(_scatter(evaluations), "Dice of each case in two evaluations"))
+    parts.append(_section("Paired tests over cases", table, tag("p", note)))
+    parts.append(_section("Dice case by case", chart))
   if pictures:
-    parts.append(tag("h2", "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"))
-    parts.append(tag("p", f"Truth {TRUTH_NAME}, prediction {PREDICTION_NAME}."))
-  for shown in pictures:
-    case = shown["case"]
-    truth = (case.mask, TRUTH_COLOR)
-    views = [
-      tag(
-        "figure",
-        tag(
-          "div",
-          picture(
-            outlined(case.image, truth, (mask, PREDICTION_COLOR)), f"{case.case_id}, {e.name}"
-          ),
-          class_="pair",
-        ),
-        tag("figcaption", f"{e.name}: Dice {dice:.3f}"),
-      )
-      for e, mask, dice in zip(evaluations, shown["predictions"], shown["dice"], strict=True)
-    ]
-    parts += [tag("h3", case.case_id), tag("div", *views, class_="cases")]
+    title = "Where they differ most" if len(evaluations) > 1 else "Lowest Dice"
+    legend = tag("p", f"Truth {TRUTH_NAME}, prediction {PREDICTION_NAME}.")
+    cases = [_case(evaluations, shown) for shown in pictures]
+    parts.append(_section(title, legend, *cases))
   return join(*parts)
+
+
+def _section(title: str, *content: Html) -> Html:
+  return tag("section", tag("h2", title), *content)
+
+
+def _case(evaluations: Sequence[Evaluation], shown: Mapping[str, Any]) -> Html:
+  """A case with the outlines of each evaluation."""
+  case = shown["case"]
+  truth = (case.mask, TRUTH_COLOR)
+  views = []
+  for e, mask, dice in zip(evaluations, shown["predictions"], shown["dice"], strict=True):
+    drawn = outlined(case.image, truth, (mask, PREDICTION_COLOR))
+    pair = tag("div", picture(drawn, f"{case.case_id}, {e.name}"), class_="pair")
+    views.append(tag("figure", pair, tag("figcaption", f"{e.name}: Dice {dice:.3f}")))
+  return join(tag("h3", case.case_id), tag("div", *views, class_="cases"))
 
 
 def _scatter(evaluations: Sequence[Evaluation]) -> Figure:

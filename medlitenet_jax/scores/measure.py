@@ -61,18 +61,21 @@ def measure_lesion(
   on_frame = sum(map(cv2.countNonZero, (mask[0], mask[-1], mask[:, 0], mask[:, -1])))
   row: dict[str, float | int | str | None] = {
     "area_px": area,
-    **{name: shape[name] for name in ("perimeter_px", "largest_diameter_px")},
-    **{name: shape[name] for name in ("smallest_diameter_px", "asymmetry")},
+    "perimeter_px": length,
+    "largest_diameter_px": shape["largest_diameter_px"],
+    "smallest_diameter_px": shape["smallest_diameter_px"],
+    "asymmetry": shape["asymmetry"],
     "border_irregularity": length**2 / (4 * np.pi * area) if area else None,
     "area_fraction": area / mask.size,
-    **{name: shape[name] for name in ("regions", "region_diameters_px")},
+    "regions": shape["regions"],
+    "region_diameters_px": shape["region_diameters_px"],
     "touches_frame": int(on_frame > 0),
     "frame_share": min(1.0, on_frame / length) if area else 0.0,
   }
   if mm_per_pixel is not None:
-    row["area_mm2"] = area * mm_per_pixel**2
-    for name in IN_MM[1:]:
-      row[name] = shape[f"{name.removesuffix('mm')}px"] * mm_per_pixel
+    lengths = (length, shape["largest_diameter_px"], shape["smallest_diameter_px"])
+    in_mm = (area * mm_per_pixel**2, *(pixels * mm_per_pixel for pixels in lengths))
+    row |= dict(zip(IN_MM, in_mm, strict=True))
   return row
 
 

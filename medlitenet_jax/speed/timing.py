@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from medlitenet_jax.system.process import COMPILED
+
 SLOT_SECONDS = 0.1  # shorter calls are repeated within a turn until it takes about this long
 
 
@@ -50,7 +52,7 @@ class _CompilingClock:
     jax.monitoring.register_event_duration_secs_listener(self._add)
 
   def _add(self, event: str, duration_secs: float, **_) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
+    if event == COMPILED:
       self.seconds += duration_secs
 
 

@@ -21,6 +21,23 @@ class Way(NamedTuple):
   command: str
 
 
+def error_lines(program: str, reason: object) -> list[str]:
+  """The lines that tell a mistake: what is wrong, and the ways on below it.
+
+  Args:
+    program: its name.
+    reason: an `InputError`, or text.
+
+  Returns:
+    Lines in which what a file's name or content brought along cannot steer the terminal.
+  """
+  ways = [line for way in getattr(reason, "ways", ()) for line in (f"  {way[0]}:", f"    {way[1]}")]
+  return [
+    "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    for line in (f"{program}: error: {' '.join(str(reason).split())}", *ways)
+  ]
+
+
 class InputError(Exception):
   """Something the user gave cannot be used.
 

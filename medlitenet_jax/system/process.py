@@ -17,6 +17,7 @@ ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:" + ":".join(
 )
 BAR_SECONDS = "10"  # between two states of a progress bar in a file
 CACHED_SECONDS = 0.2  # of compiling; by JAX's own 1 s it would do the smaller programs every time
+COMPILED = "/jax/core/compile/backend_compile_duration"  # what JAX calls it to its listeners
 LONG_COMPILATION_SECONDS = 1  # after which giving memory back is worth its milliseconds
 LAST_WORDS_SECONDS = 2  # in which the other processes can say why they end
 
@@ -77,8 +78,7 @@ def return_memory_after_compiling() -> None:
     return
 
   def after(event: str, duration_secs: float, **_) -> None:
-    compiled = event == "/jax/core/compile/backend_compile_duration"
-    if compiled and duration_secs > LONG_COMPILATION_SECONDS:
+    if event == COMPILED and duration_secs > LONG_COMPILATION_SECONDS:
       trim(0)
 
   jax.monitoring.register_event_duration_secs_listener(after)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.system.errors import InputError, error_lines
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +116,15 @@ def _watch(reading: socket.socket, request: StopRequest) -> None:
 
 def _end_if_saved(request: StopRequest) -> None:
   """Ends the process, if what was learned is saved or cannot be; says which."""
-  number = request.signal or signal.SIGTERM
+  number, program = request.signal or signal.SIGTERM, Path(sys.argv[0]).name
   try:
     where = request.save()
   except InputError as error:  # a full disk
-    status, line = 2, f"error: {error}"
+    status, lines = 2, error_lines(program, error)
   else:
     if where is None:
       return
-    status, line = 128 + number, str(Stopped(number, where))
+    status, lines = 128 + number, [f"{program}: {Stopped(number, where)}"]
   sys.stdout.flush()
-  print(f"\n{Path(sys.argv[0]).name}: {line}", file=sys.stderr, flush=True)
+  print("\n".join(["", *lines]), file=sys.stderr, flush=True)
   os._exit(status)

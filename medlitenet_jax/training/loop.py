@@ -97,11 +97,11 @@ def train(
     Stopped: if a signal ended the run early, after the state was saved.
   """
   run = create_run(config, model, sources["train"])
+  steps = run.plan.total_steps
+  refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
   programs = Programs(run, sources["train"], force=force)
   refuse_without_room(run, workdir, force=force)
-  steps = run.plan.total_steps
   if dry_run:
-    refuse_unsuitable(config, workdir, sources, total_steps=steps, force=force)
     rehearse(run, workdir, sources, programs, validate, _new_state(run, start))
     return None
   with contextlib.ExitStack() as stack:

@@ -91,6 +91,8 @@ def rehearse(
   steps = whole_steps(workdir)
   step = steps[-1] if steps else 0
   describe(run, sources, step=step)
+  on_cpu = devices.platform() == "cpu"
+  free = limits.free_memory() if on_cpu else limits.free_device_memory()
   forecast = create_forecast(run, len(sources["val"]))
   for size in run.plan.batches_left(step):
     state = _time_batches(run, sources["train"], size, programs, forecast, state)
@@ -104,7 +106,7 @@ def rehearse(
     "A step takes up to %s of memory (free: %s); checkpoints and logs up to %s of the disk of %s "
     "(free: %s).",
     limits.gib(memory),
-    _known(limits.free_memory() if devices.platform() == "cpu" else limits.free_device_memory()),
+    "unknown" if free is None else limits.gib(free),
     limits.gib(_bytes_to_write(run, workdir)),
     workdir,
     limits.gib(limits.free_disk(workdir)),
@@ -142,11 +144,12 @@ def _time_validation(
   run: Run, num_cases: int, validate: Callable, forecast: Forecast, state: TrainState
 ) -> None:
   """Times two batches of a validation, after it was compiled."""
-  some = min(num_cases, 2 * run.config.eval.batch_size)
+  alone = jax.process_count() == 1  # several processes must all score every case
+  some = min(num_cases, 2 * run.config.eval.batch_size) if alone else num_cases
   for cases in (1, some):
     asked = iter(range(cases))
     start, compiled = time.perf_counter(), compiling_seconds()
-    validate(state.ema_variables, lambda asked=asked: next(asked, None) is None)
+    validate(state.ema_variables, lambda asked=asked: alone and next(asked, None) is None)
     seconds = time.perf_counter() - start - (compiling_seconds() - compiled)
   forecast.validation_took(max(0.0, seconds) * num_cases / some)
 
@@ -156,7 +159,3 @@ def _bytes_to_write(run: Run, workdir: Path) -> int:
   left = CHECKPOINTS - min(len(whole_steps(workdir)), CHECKPOINTS - 1)
   arrays = jax.tree.leaves(jax.eval_shape(run.initialise))
   return left * sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) + LOG_BYTES
-
-
-def _known(size: int | None) -> str:
-  return "unknown" if size is None else limits.gib(size)

@@ -23,7 +23,7 @@ class Programs(dict[int, jax.stages.Compiled]):
   """The compiled steps of a run by image size in pixels.
 
   What would not fit into memory is refused, as far as it is known: at first the batches that are
-  read ahead, then each program, and with the first of them that of the largest size.
+  read ahead, then the first program and, judged by it, that of the largest size.
 
   Attributes:
     seconds: that compiling took by image size.
@@ -67,9 +67,10 @@ class Programs(dict[int, jax.stages.Compiled]):
     program = run.step.lower(state, self._shapes(image_size), run.numbers).compile()
     self.seconds[image_size] = time.perf_counter() - start
     taken = self.step_bytes[image_size] = _bytes_of(program)
-    self._refuse_without_memory(image_size, taken)
-    # Activations grow with the area.
-    self._refuse_without_memory(largest, taken * (largest / image_size) ** 2)
+    if not self:  # later ones run beside what the first has taken, which is not free any more
+      self._refuse_without_memory(image_size, taken)
+      if image_size != largest:  # activations grow with the area
+        self._refuse_without_memory(largest, taken * (largest / image_size) ** 2)
     logger.info(
       "Compiled in %.0f s; a step takes %s of memory.", self.seconds[image_size], limits.gib(taken)
     )

@@ -74,6 +74,12 @@ def test_a_split_of_its_own_is_judged_too(split, stops):
   assert found([*whole, *odd[-9:]]) == set()
 
 
+def test_a_split_that_is_inverted_stops_though_the_set_is_only_warned_of():
+  """As in the sample of a training, which holds more cases of train than of val."""
+  odd = [*looks()[:28], *looks(inverted, split="val")[:12]]
+  assert found(odd) == {("inverted_masks", "val", True)}
+
+
 def test_fit_is_the_same_for_the_inverse_and_equal_masks_tie():
   images, masks = (
     np.stack(part) for part in zip(*(mask_fit.reduced(*pair) for pair in PAIRS), strict=True)

@@ -36,15 +36,16 @@ def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_warning(tmp_path)
   assert cv2.imread(str(tmp_path / "a.png")).std() > 0
 
 
-def test_outline_is_on_the_border_and_changes_nothing_else():
-  image, mask = np.full((60, 60, 3), 90, np.uint8), disc()
+@pytest.mark.parametrize(("side", "edges", "reach"), [(60, (DARK,), 3), (300, (DARK, LIGHT), 6)])
+def test_outline_is_on_the_border_and_changes_nothing_else(side, edges, reach):
+  image, mask = np.full((side, side, 3), 90, np.uint8), disc(side, side / 3)
   drawn = outlined(image, (mask, TRUTH_COLOR))
   changed = (drawn != 90).any(-1)
   distance = cv2.distanceTransform(mask, cv2.DIST_L2, 5) + cv2.distanceTransform(
     1 - mask, cv2.DIST_L2, 5
   )
-  assert changed.any() and distance[changed].max() <= 5
-  for color in (TRUTH_COLOR, DARK, LIGHT):
+  assert changed.any() and distance[changed].max() <= reach
+  for color in (TRUTH_COLOR, *edges):
     assert (np.abs(drawn[changed] - np.array(color, float)).max(-1) < 60).any()
   assert (image == 90).all()
 

@@ -98,8 +98,12 @@ def _matching(pattern: Path, results_marker: str) -> tuple[list[Path], list[str]
   """The photographs that a pattern stands for, and what else."""
   found: list[Path] = []
   left_out: list[str] = []
+  top = fixed_part(pattern)
   for path in expand(pattern):
-    if path.is_dir() and not _is_left_out(path, results_marker):
+    between = [folder for folder in path.parents if top in folder.parents]
+    if any(_is_left_out(folder, results_marker) for folder in between):
+      left_out.append(str(path))
+    elif path.is_dir() and not _is_left_out(path, results_marker):
       more, others = _below(path, results_marker)
       found += more
       left_out += [str(path / name) for name in others]
@@ -108,7 +112,7 @@ def _matching(pattern: Path, results_marker: str) -> tuple[list[Path], list[str]
       found.append(path)
     else:
       left_out.append(str(path))
-  return found, left_out
+  return found, [*dict.fromkeys(left_out)]
 
 
 def _is_left_out(folder: Path, results_marker: str) -> bool:

@@ -48,6 +48,7 @@ def test_a_pattern_keeps_the_folders_that_it_runs_over_apart(photos, caplog):
   assert places(photos / "**" / "a.*") == ["one/a.JPG", "two/a.jpg", "two/deep/a.jpg"]
   assert not caplog.text
   assert places(photos / "*") == places(photos)
+  assert set(places(photos / "**" / "*.*")) == set(places(photos))
   with pytest.raises(InputError, match="no image matches"):
     places(photos / "*.png")
 
