@@ -36,7 +36,7 @@ def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_warning(tmp_path)
   assert cv2.imread(str(tmp_path / "a.png")).std() > 0
 
 
-@pytest.mark.parametrize(("side", "edges", "reach"), [(60, (DARK,), 3), (300, (DARK, LIGHT), 6)])
+@pytest.mark.parametrize(("side", "edges", "reach"), [(60, (DARK,), 5), (300, (DARK, LIGHT), 6)])
 def test_outline_is_on_the_border_and_changes_nothing_else(side, edges, reach):
   image, mask = np.full((side, side, 3), 90, np.uint8), disc(side, side / 3)
   drawn = outlined(image, (mask, TRUTH_COLOR))
