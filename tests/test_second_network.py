@@ -82,6 +82,10 @@ def used() -> dict:
       {},
     ),
     "export": (("--mode=export", f"--workdir={workdir}", f"--output={folder / 'exported'}"), {}),
+    "knockout": (
+      ("--mode=knockout", f"--workdir={workdir}", f"--output={folder / 'knockout'}"),
+      {},
+    ),
     "describe": (("--mode=describe", recipe(), f"--output={folder / 'described'}"), RUN),
     "benchmark": (
       ("--mode=benchmark", recipe(), f"--output={folder / 'timed'}"),
@@ -135,6 +139,12 @@ def test_it_predicts_and_its_exported_weights_predict_the_same():
     )
     assert first.shape == size
     np.testing.assert_array_equal(first, second)
+
+
+def test_its_parts_are_silenced():
+  parts = json.loads((used()["folder"] / "knockout" / "knockout.json").read_text())["parts"]
+  assert {"embed", "attention", "norm", "head"} <= parts.keys()
+  assert parts["head"]["dice_change"] != 0
 
 
 def test_it_is_described_and_timed():

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from medlitenet_jax.models.knockout import Knockout
+
 Fields = Mapping[str, Any]
 
 
@@ -92,6 +94,8 @@ class Entry:
       matches is used. Empty: every submodule is a part.
     expanded: submodules that the table of parts shows one level deeper. Their own submodules are
       grouped by the name up to the first "_".
+    knockouts: what `--mode=knockout` silences in a trained network, by name; empty: each of
+      `parts`.
     drawing: maps the names of the parts and the resolved fields to the layout of the picture;
       None: one part above the other.
   """
@@ -102,4 +106,5 @@ class Entry:
   sizes: Callable[[Fields], Sizes] = _any_size
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   expanded: Sequence[str] = ()
+  knockouts: Mapping[str, Knockout] = dataclasses.field(default_factory=dict)
   drawing: Callable[[Sequence[str], Fields], Drawing] | None = None

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
 
+DIAGNOSTICS = "diagnostics"  # collection of variables that `note` writes to
+
 # SiLU, like ReLU, halves the variance; the factor 2 compensates for it (He et al., 2015).
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -51,6 +53,18 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
   if module.has_variable("params", name):
     return module.get_variable("params", name)
   return module.param(name, nn.initializers.zeros_init() if _only_shapes.get() else init, shape)
+
+
+def note(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
+  """Keeps a figure of a forward pass, if whoever runs the network asks for "diagnostics".
+
+  Args:
+    module: in its `__call__`.
+    name: of the figure.
+    value: computes it, a [B] array with a number for each photograph.
+  """
+  if module.is_mutable_collection(DIAGNOSTICS) and not module.is_initializing():
+    module.sow(DIAGNOSTICS, name, value().astype(jnp.float32), reduce_fn=lambda _, new: new)
 
 
 class Pointwise(nn.Module):

@@ -46,5 +46,5 @@ def inspect_model(model: nn.Module, image_size: int) -> Structure:
 
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   with nn.intercept_methods(note), only_shapes():
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    shapes = jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
   return Structure({"batch_stats": {}, **shapes}, tuple(folds.values()))

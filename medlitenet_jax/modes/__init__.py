@@ -9,6 +9,7 @@ MODES = {
   "predict": "outline the lesions in the photographs of --input, into --output",
   "compare": "set the evaluations in the folders of --input side by side",
   "benchmark": "time the network and its training step against the plain form",
+  "knockout": "silence each part of a trained network in turn, and say what its scores lose",
   "describe": "table and picture of the network's parts",
   "check": "read the data set and list what is wrong with it, changing nothing",
   "preview": "sheet of the augmentations beside their originals",

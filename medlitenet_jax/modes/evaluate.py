@@ -22,7 +22,7 @@ from medlitenet_jax.inference.outline import mask_rule
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.threshold import choose_threshold
 from medlitenet_jax.modes.call import Call, begin
-from medlitenet_jax.modes.opening import open_networks
+from medlitenet_jax.modes.opening import count_seen, open_networks
 from medlitenet_jax.pages.evaluation import PageCase, write_page
 from medlitenet_jax.pages.figures import draw_failures, draw_grid
 from medlitenet_jax.scores import metrics
@@ -72,7 +72,7 @@ def evaluate(
   of_run = _is_of_run(networks, workdir)
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
-  seen = _seen_cases(networks, source.case_ids, split)
+  seen = count_seen(networks, source.case_ids, split)
   predict = create_predict(networks, config.eval.tta)
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
   rule = mask_rule(config.eval, threshold)
@@ -172,25 +172,6 @@ def score_cases(
   for sums in devices.gather(own.sums()):
     calibration.add_sums(sums)
   return list(rows), list(stages), calibration
-
-
-def _seen_cases(networks: Sequence[Network], case_ids: Sequence[str], split: str) -> dict[str, int]:
-  """Counts the cases that a network has seen; an ensemble that has seen any is refused."""
-  scored = set(case_ids)
-  seen = {}
-  for use, name in (("trained on", "train"), ("selected by", "val")):
-    count = len(scored & {case_id for network in networks for case_id in network.seen[name]})
-    if count and len(networks) > 1:
-      raise InputError(
-        f"config.eval.split={split}: the members of the ensemble were {use} {count} of its "
-        f"{len(scored)} cases, so its scores would mean nothing; choose another split"
-      )
-    if count:
-      logger.warning(
-        "The network was %s %d of the %d cases that are scored.", use, count, len(scored)
-      )
-    seen[f"cases_{use.replace(' ', '_')}"] = count
-  return seen
 
 
 def _write_case(folder: Path, scored: CaseScore) -> None:

@@ -1,5 +1,7 @@
 """Opens the trained networks that a command line names."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,6 +14,8 @@ from medlitenet_jax.inference.trained import Trained, open_trained
 from medlitenet_jax.modes.call import Call, announce
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def open_networks(call: Call) -> tuple[ConfigDict, list[Network]]:
@@ -90,3 +94,36 @@ def _for_evaluation(call: Call, place: Path, saved: ConfigDict, platform: str) -
         f"{new!r}; leave --config out, since evaluation rebuilds the network from the workdir"
       )
   return config_lib.for_evaluation(saved, call.overrides, platform, call.recipe, described)
+
+
+def count_seen(
+  networks: Sequence[Network | Trained], case_ids: Sequence[str], split: str
+) -> dict[str, int]:
+  """Counts the cases that a network has seen, and warns of them.
+
+  Args:
+    networks: one, or the members of an ensemble.
+    case_ids: names of the cases that are scored.
+    split: their name.
+
+  Returns:
+    The numbers of "cases_trained_on" and "cases_selected_by".
+
+  Raises:
+    InputError: if a member of an ensemble has seen any.
+  """
+  scored = set(case_ids)
+  seen = {}
+  for use, name in (("trained on", "train"), ("selected by", "val")):
+    count = len(scored & {case_id for network in networks for case_id in network.seen[name]})
+    if count and len(networks) > 1:
+      raise InputError(
+        f"config.eval.split={split}: the members of the ensemble were {use} {count} of its "
+        f"{len(scored)} cases, so its scores would mean nothing; choose another split"
+      )
+    if count:
+      logger.warning(
+        "The network was %s %d of the %d cases that are scored.", use, count, len(scored)
+      )
+    seen[f"cases_{use.replace(' ', '_')}"] = count
+  return seen

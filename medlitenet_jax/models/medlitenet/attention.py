@@ -1,5 +1,6 @@
 """Global context at the bottleneck: the cross-scale token mixer and the local-global fusion."""
 
+import functools
 from typing import Any
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Linear, Pointwise, parameter
+from medlitenet_jax.models.layers import Linear, Pointwise, note, parameter
 
 
 def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
@@ -81,9 +82,26 @@ class BoundaryBiasedAttention(nn.Module):
     if boundary is not None:
       weight = parameter(self, "boundary_weight", nn.initializers.constant(0.5), (self.heads,))
       logits += weight[:, None, None] * boundary[:, None, None, :]
-    attention = nn.softmax(logits).astype(self.dtype)
+    attention = nn.softmax(logits)
+    note(self, "entropy", lambda: _entropy(attention))
+    attention = attention.astype(self.dtype)
     y = ops.wide_einsum("bhnm,bmhd->bnhd", attention, v).astype(self.dtype)
     return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
+
+
+def _entropy(attention):
+  """Mean entropy of [B, H, N, M] attention, as a fraction of that of a uniform one: [B]."""
+  bits = -jnp.sum(attention * jnp.log(jnp.maximum(attention, 1e-30)), axis=-1)
+  return jnp.mean(bits, axis=(1, 2)) / np.log(attention.shape[-1])
+
+
+def _relative_size(branch, stream):
+  """Root mean square of a branch over that of what it is added to, both [B, ...]: [B]."""
+  squares = (
+    jnp.mean(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+    for x in (branch, stream)
+  )
+  return jnp.sqrt(next(squares) / next(squares))
 
 
 class TransformerLayer(nn.Module):
@@ -107,10 +125,12 @@ class TransformerLayer(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
     y = BoundaryBiasedAttention(self.heads, dtype=self.dtype, name="attention")(y, boundary)
+    note(self, "attention_size", functools.partial(_relative_size, y, x))
     x = x + drop(y)
     y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
     y = Linear(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp_in")(y)
     y = Linear(x.shape[-1], self.dtype, name="mlp_out")(nn.gelu(y))
+    note(self, "mlp_size", functools.partial(_relative_size, y, x))
     return x + drop(y)
 
 
@@ -210,6 +230,7 @@ class LocalGlobalFusion(nn.Module):
     chex.assert_equal_shape_prefix([conv, context], 3)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     context = Pointwise(conv.shape[-1], name="align", **common)(context)
+    note(self, "context_size", functools.partial(_relative_size, context, conv))
     fused = conv + context
     if self.concatenate:
       stacked = jnp.concatenate([conv, context], axis=-1)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Depthwise, Pointwise
+from medlitenet_jax.models.layers import Depthwise, Pointwise, note
 
 
 def laplacian_init(key, shape, dtype=jnp.float32):
@@ -58,6 +58,11 @@ class BoundaryMap(nn.Module):
     return x[:, 1:-1, 1:-1]
 
 
+def _spread(x):
+  """Standard deviation over the frame of [B, H, W, 1]: [B]."""
+  return jnp.std(x.astype(jnp.float32), axis=(1, 2, 3))
+
+
 class BoundaryGate(nn.Module):
   """Amplifies the features of pixels near a boundary (eq. 6-9).
 
@@ -93,5 +98,12 @@ class BoundaryGate(nn.Module):
       projected = Pointwise(1, form=self.form, dtype=self.dtype, name="context")(context)
       boundary += ops.enlarge(projected, *boundary.shape[1:3])
     stacked = jnp.concatenate([x, boundary], axis=-1)
-    gate = nn.sigmoid(Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked))
+    logits = Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked)
+
+    def boundary_share():
+      weight = self.variables["params"]["gate"]["kernel"][0, 0, -1, 0]
+      return _spread(weight * boundary) / jnp.maximum(_spread(logits), 1e-12)
+
+    note(self, "boundary_share", boundary_share)
+    gate = nn.sigmoid(logits)
     return (x * (1 + gate.astype(jnp.float32))).astype(self.dtype)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medlitenet_jax.models import knockout
 from medlitenet_jax.models.entry import Drawing, Entry
 from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS, MedLiteNet
 
@@ -16,6 +17,20 @@ PARTS = {  # gates come first: they also lie inside the decoder's stages, and th
   "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
   "aspp": ("aspp", "aspp_norm"),
   "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
+}
+
+KNOCKOUTS: dict[str, knockout.Knockout] = {
+  "attention": {"*/attention": knockout.zero},
+  "attention_pattern": {"*/attention/qkv": knockout.uniform_queries_and_keys},
+  "token_mlp": {"*/mlp_out": knockout.zero},
+  "mixer": {"fusion": knockout.unchanged, "fine_return": knockout.zero},
+  "boundary": {"bias_boundary": knockout.zero, "*/boundary": knockout.zero},
+  "boundary_bias": {"bias_boundary": knockout.zero},
+  "gate_boundary": {"*/boundary": knockout.zero},
+  "gate_context": {"*gate/context": knockout.zero},
+  "gate": {"*gate/gate": knockout.even},
+  "aspp_branches": {"aspp/dilation?": knockout.zero, "aspp/dilation??": knockout.zero},
+  "scse": {"*/scse": knockout.unchanged},
 }
 
 
@@ -99,5 +114,6 @@ ENTRY = Entry(
   sizes=lambda fields: SIZES,
   parts=PARTS,
   expanded=("encoder",),
+  knockouts=KNOCKOUTS,
   drawing=drawing,
 )
