@@ -157,6 +157,10 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order
   config.train.validate_every_epochs = 1
+  # Where so many epochs have fewer batches than this, more epochs pass between two validations.
+  config.train.validate_min_steps = 20
+  # Validations in a row without a better Dice after which a run ends; 0: it never ends early.
+  config.train.patience = 0
   config.train.log_every_steps = 20
   # Stop after this many batches in a row without a finite loss and gradient; 0: never stop. float16
   # may need up to 16 to find its loss scale.

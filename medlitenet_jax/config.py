@@ -101,6 +101,8 @@ FIELDS: dict[str, Field] = {
   "train.batch_size": Field(whole(1, 65_536)),
   "train.image_sizes": Field(resume=FORCE_ONLY),
   "train.validate_every_epochs": Field(whole(1, _INT32), FORCE_ONLY),
+  "train.validate_min_steps": Field(whole(1, _INT32), FORCE_ONLY),
+  "train.patience": Field(whole(0, _INT32), FREE),
   "train.log_every_steps": Field(whole(1, _INT32), FREE),
   "train.max_skipped_in_a_row": Field(whole(0, _INT32), FREE),
   "eval.split": Field(one_of((*SPLITS, ALL)), FREE),

@@ -42,6 +42,7 @@ FIELDS = {
   "train.batch_size": 4,
   "train.max_steps": 8,
   "train.log_every_steps": 1,
+  "train.validate_min_steps": 1,
   "eval.batch_size": 4,
   "optim.accumulation": 2,
   "optim.learning_rate": 5e-3,

@@ -208,6 +208,8 @@ BAD_VALUES = {
   "train__batch_size": 0,
   "train__image_sizes": (64, 100),
   "train__validate_every_epochs": 0,
+  "train__validate_min_steps": 0,
+  "train__patience": -1,
   "train__log_every_steps": 0,
   "eval__split": "dev",
   "eval__image_size": 32,
@@ -337,7 +339,7 @@ def test_differences_notice_every_other_field():
   old = resolved()
   free = (
     *("data.root", "data.raw", "data.num_threads", "data.prefetch_batches", "data.cache_gib"),
-    *("train.log_every_steps", "train.max_skipped_in_a_row"),
+    *("train.log_every_steps", "train.max_skipped_in_a_row", "train.patience"),
     *("eval.split", "eval.checkpoint", "eval.batch_size", "eval.tta", "profile."),
     *("eval.threshold", "eval.hysteresis_low", "eval.postprocess", "eval.review_below"),
     *("model.remat", "benchmark."),

@@ -3,18 +3,21 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
-from medlitenet_jax.inference.validation import create_validate
+from medlitenet_jax.inference.trained import open_trained
+from medlitenet_jax.inference.validation import ScoreCases, create_scoring, create_validate
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.modes.check import short_look
 from medlitenet_jax.modes.prepare import make_ready
 from medlitenet_jax.pages.figures import draw_curves
+from medlitenet_jax.scores.statistics import paired_difference
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training import log, loop
@@ -59,12 +62,13 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
   if not whole_steps(workdir):
     devices.on_main_process(lambda: short_look(config, sources, force=force))
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
+  score_cases = create_scoring(config, model, sources["val"])
   best_step = loop.train(
     config,
     workdir,
     model=model,
     sources=sources,
-    validate=create_validate(config, model, sources["val"]),
+    validate=create_validate(score_cases),
     start=_read_start(config, workdir),
     force=force,
     dry_run=dry_run,
@@ -77,6 +81,37 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
     logger.info("Best validation Dice after %s batches; curves: %s", best_step, curves)
 
   devices.on_main_process(finish)
+  if config.train.start_from and best_step is not None:
+    _say_what_it_was_worth(config, workdir, score_cases, best_step)
+
+
+def _say_what_it_was_worth(
+  config: ConfigDict, workdir: Path, score_cases: ScoreCases, best_step: int
+) -> None:
+  """Logs the validation Dice of the weights that a run started from, and of its best network."""
+  if best_step == 0:
+    logger.info(
+      "Nothing beat %s, so the best network of this run is still that.", config.train.start_from
+    )
+    return
+  try:
+    first = open_trained(config.train.start_from).variables
+  except InputError as error:  # a run that went on needs them no more
+    logger.warning("What the run was worth is not known: %s", error)
+    return
+  best = open_trained(workdir, "best").variables
+  before, after = (
+    np.array([row["dice"] for row in score_cases(variables, lambda: False) or ()])
+    for variables in (first, best)
+  )
+  change = paired_difference(before, after)
+  low, high = change["ci95"] or (np.nan, np.nan)
+  logger.info(
+    "val Dice %.4f by %s, %.4f by this run: %+.4f (95 %% interval %+.4f to %+.4f, %d photographs). "
+    "The best batch was chosen on the same photographs, which flatters it a little.",
+    *(before.mean(), config.train.start_from, after.mean(), change["difference"], low, high),
+    len(before),
+  )
 
 
 def _refuse_larger_batch(config: ConfigDict, num_cases: int) -> None:

@@ -155,7 +155,7 @@ def _learn(
 ) -> None:
   """Trains from `state` to the end of the plan, or until it has to end early; see `train`."""
   plan, step = run.plan, int(state.micro_step)
-  validated = bool(step and checkpoints.metrics(step))
+  validated = checkpoints.latest_step == step and bool(checkpoints.metrics(step))
   # Several processes finish a validation that a signal reaches: they must all score every case.
   hurried = stopped if jax.process_count() == 1 else lambda: False
   with contextlib.ExitStack() as stack:
@@ -170,13 +170,18 @@ def _learn(
     unsaved.hold(step, state, run.batches)
     stopped.save = unsaved.save
     trace_at = stack.enter_context(_profile(run, workdir, lambda: programs[image_size]))
-    if step and not validated and plan.validation_due(step):  # it was cut short
+    # Due before the first batch: what the weights score that the run starts from. After one: the
+    # validation was cut short.
+    due = plan.validation_due(step) if step else bool(run.config.train.start_from)
+    if due and not validated:
       with progress.other_work(validation=True):
         scores = validate(state.ema_variables, hurried)
         progress.write_scores(step, scores)
-        if scores is not None:
+        if scores is not None and step:
           checkpoints.add_metrics(step, scores)
-    while step < plan.total_steps and not _must_end(plan, step, skips, stopped):
+        elif scores is not None:
+          loop.save(state, scores)
+    while step < plan.total_steps and not _must_end(loop, step, stopped):
       trace_at(step, state)
       image_size = plan.image_size_at(step)
       state = loop.learn_batch(state, step, image_size)
@@ -230,12 +235,26 @@ class _Loop(NamedTuple):
     self.checkpoints.refuse_failed()
     return state
 
+  def out_of_patience(self, step: int) -> bool:
+    """Whether `train.patience` validations in a row gave no better Dice."""
+    patience, plan = self.run.config.train.patience, self.run.plan
+    if not patience or not plan.validation_due(step):
+      return False
+    best = self.checkpoints.best_step
+    if best is None or plan.validations_between(best, step) < patience:
+      return False
+    logger.info(
+      "Ends after %d of %d batches: no validation since batch %d gave a better Dice.",
+      *(step, plan.total_steps, best),
+    )
+    return True
+
   def save(self, state: TrainState, scores: Mapping[str, float] | None = None) -> None:
     """Saves the state unless its checkpoint exists; batches it skipped are logged before."""
     self.skips.read()
     step = int(state.micro_step)
     with self.unsaved.lock:
-      if step and self.checkpoints.latest_step != step:
+      if (step or scores) and self.checkpoints.latest_step != step:
         self.checkpoints.save(state, self.run.batches, scores)
 
   @contextlib.contextmanager
@@ -249,9 +268,10 @@ class _Loop(NamedTuple):
       raise
 
 
-def _must_end(plan: Plan, step: int, skips: SkippedBatches, stopped: StopRequest) -> bool:
+def _must_end(loop: _Loop, step: int, stopped: StopRequest) -> bool:
   """Whether the run has to end before its last batch; the same in every process."""
-  if skips.too_many:
+  plan = loop.run.plan
+  if loop.skips.too_many or loop.out_of_patience(step):
     return True
   if jax.process_count() == 1:
     return stopped()

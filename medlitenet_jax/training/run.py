@@ -32,7 +32,7 @@ class Plan:
     batch_size: images a batch, over all devices.
     image_sizes: pixels a side; each is used for an equal share of the run, in this order.
     log_every_steps: batches between two lines of the log.
-    validate_every_epochs: epochs between two validations.
+    validate_every_steps: batches between two validations, whole epochs.
   """
 
   total_steps: int
@@ -40,12 +40,7 @@ class Plan:
   batch_size: int
   image_sizes: tuple[int, ...]
   log_every_steps: int
-  validate_every_epochs: int
-
-  @property
-  def epoch_steps(self) -> int:
-    """Batches an epoch, rounded to the nearest whole number, at least 1."""
-    return max(1, round(self.num_cases / self.batch_size))
+  validate_every_steps: int
 
   def epoch_at(self, step: int) -> float:
     """Epochs done after `step` batches."""
@@ -62,7 +57,7 @@ class Plan:
 
   def validation_due(self, step: int) -> bool:
     """Whether a validation is due after `step` batches."""
-    return self._due(step, self.validate_every_epochs * self.epoch_steps)
+    return self._due(step, self.validate_every_steps)
 
   def batches_left(self, step: int) -> dict[int, int]:
     """Batches after the first `step`, by the pixels a side of their images, in order."""
@@ -76,9 +71,13 @@ class Plan:
 
   def validations_left(self, step: int) -> int:
     """Validations that are due after more than `step` batches."""
-    every = self.validate_every_epochs * self.epoch_steps
+    every = self.validate_every_steps
     last = self.total_steps % every != 0 and step < self.total_steps
     return self.total_steps // every - step // every + last
+
+  def validations_between(self, first: int, last: int) -> int:
+    """Validations that are due after more than `first` batches, up to `last`."""
+    return self.validations_left(first) - self.validations_left(last)
 
   def _due(self, step: int, every: int) -> bool:
     return step == self.total_steps or step % every == 0
@@ -87,13 +86,15 @@ class Plan:
 def create_plan(train: ConfigDict, num_cases: int) -> Plan:
   """Plans a run from `config.train` and the number of training cases."""
   by_epochs = math.ceil(train.epochs * num_cases / train.batch_size)
+  epoch_steps = max(1, round(num_cases / train.batch_size))
+  every = train.validate_every_epochs * epoch_steps
   return Plan(
     total_steps=train.max_steps or by_epochs,
     num_cases=num_cases,
     batch_size=train.batch_size,
     image_sizes=train.image_sizes,
     log_every_steps=train.log_every_steps,
-    validate_every_epochs=train.validate_every_epochs,
+    validate_every_steps=every * math.ceil(train.validate_min_steps / every),
   )
 
 

@@ -359,6 +359,13 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
   # All else as in the finished run, whose programs are compiled.
   done = launch(*small_arguments(train__start_from=file), f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
+  scores = [row for row in read_metrics(workdir) if row["split"] == "val"]
+  finished = [row for row in read_metrics(finished_run()) if row["split"] == "val"]
+  assert [row["step"] for row in scores] == [0, 3, 6, 8]  # 0: of the weights themselves
+  best = max(row["dice"] for row in finished)
+  assert scores[0]["dice"] == pytest.approx(best, abs=1e-6)
+  beaten = max(row["dice"] for row in scores) > best
+  assert (f"val Dice {best:.4f} by {file}" if beaten else f"Nothing beat {file}") in done.stdout
   first, tuned = (
     [row["loss"] for row in read_metrics(folder) if row["split"] == "train"]
     for folder in (finished_run(), workdir)

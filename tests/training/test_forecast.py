@@ -11,7 +11,7 @@ PLAN = Plan(
   batch_size=4,
   image_sizes=(64, 96, 128),
   log_every_steps=1,
-  validate_every_epochs=2,
+  validate_every_steps=10,
 )
 
 

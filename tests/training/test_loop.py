@@ -11,8 +11,10 @@ from compare_runs import SPEED, assert_identical, flat, lines, saved_state, with
 from small_runs import (
   CHECKPOINT_STEPS,
   FIELDS,
+  compiled_as_by_launch,
   contents,
   copy_of_run,
+  create_stub,
   finished_run,
   launch,
   resolved,
@@ -21,6 +23,7 @@ from small_runs import (
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import differences
+from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.scores.metrics import SCORES
 from medlitenet_jax.speed.trace import TABLE_FILE
@@ -187,10 +190,38 @@ def test_workdir_that_is_not_a_run_is_left_alone(tmp_path):
 def test_length_of_a_run():
   config = resolved(train__max_steps=0, train__epochs=3)
   plan = create_plan(config.train, 13)
-  assert (plan.total_steps, plan.epoch_steps) == (10, 3)  # 39 cases in batches of 4
+  assert (plan.total_steps, plan.validate_every_steps) == (10, 3)  # 39 cases in batches of 4
   config = resolved(train__max_steps=7, train__epochs=3)
   assert create_plan(config.train, 13).total_steps == 7
-  assert create_plan(config.train, 1).epoch_steps == 1
+  assert create_plan(config.train, 1).validate_every_steps == 1
+
+
+@pytest.mark.parametrize(("epochs", "least", "every"), [(1, 20, 21), (2, 20, 24), (5, 2, 15)])
+def test_validations_come_after_whole_epochs_of_enough_batches(epochs, least, every):
+  fields = {"train__validate_every_epochs": epochs, "train__validate_min_steps": least}
+  plan = create_plan(resolved(**fields).train, 13)  # 3 batches an epoch
+  assert plan.validate_every_steps == every
+
+
+def test_a_run_ends_once_nothing_better_is_in_sight(tmp_path, monkeypatch, caplog):
+  dice = iter((0.6, 0.7, 0.5, 0.4, 0.3))
+
+  def create_scoring(*_):
+    return lambda *_: [dict.fromkeys(SCORES, next(dice))]
+
+  monkeypatch.setattr(mode, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_scoring", create_scoring)
+  fields = {"train__max_steps": 30, "train__patience": 2, "train__image_sizes": (64,)}
+  caplog.set_level("INFO")
+  with compiled_as_by_launch():
+    for _ in range(2):  # the second call has nothing left to do
+      train(resolved(**fields), tmp_path)
+      scores = [(row["step"], row["dice"]) for row in lines(tmp_path) if row["split"] == "val"]
+      assert scores == [(3, 0.6), (6, 0.7), (9, 0.5), (12, 0.4)]
+      assert max(row["step"] for row in lines(tmp_path)) == 12
+  with opened(tmp_path) as checkpoints:
+    assert (checkpoints.best_step, checkpoints.latest_step) == (6, 12)
+  assert caplog.text.count("no validation since batch 6 gave a better Dice") == 2
 
 
 def test_image_sizes_share_a_run_equally():
