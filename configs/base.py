@@ -125,6 +125,11 @@ def get_config() -> ConfigDict:
   medlitenet.aspp = True  # False: one 1x1 convolution
   medlitenet.gate_context = True  # eq. 7
   medlitenet.scse = True
+  medlitenet.token_norm = config_dict.placeholder(bool)  # of tokens, queries and keys
+  medlitenet.pool_fine_tokens = config_dict.placeholder(bool)  # to the grid of stage 4
+  medlitenet.position_cycles = config_dict.placeholder(float)  # highest frequency, a frame
+  medlitenet.boundary_magnitude = config_dict.placeholder(bool)  # maps are standardised magnitudes
+  medlitenet.aspp_grid = config_dict.placeholder(int)  # that the dilations are meant for; 0: any
   medlitenet.dropout = 0.1  # in the mixer
 
   config.loss = ConfigDict()
@@ -136,6 +141,9 @@ def get_config() -> ConfigDict:
   config.loss.dice = ConfigDict()
   config.loss.dice.weight = 0.5
   config.loss.dice.epsilon = 1.0  # pixels
+  config.loss.boundaries = ConfigDict()  # of the network's boundary maps against the mask's border
+  config.loss.boundaries.weight = 0.0
+  config.loss.boundaries.width = 1  # pixels on either side of the border
 
   config.optim = ConfigDict()
   config.optim.name = "adamw"  # adamw, sgd
@@ -156,6 +164,7 @@ def get_config() -> ConfigDict:
   config.train.max_steps = 0  # batches (micro-steps); 0: by epochs
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order
+  config.train.mixed_sizes = False  # the sizes take turns, batch by batch
   config.train.validate_every_epochs = 1
   # Where so many epochs have fewer batches than this, more epochs pass between two validations.
   config.train.validate_min_steps = 20

@@ -100,6 +100,7 @@ FIELDS: dict[str, Field] = {
   "train.max_steps": Field(whole(0, _INT32), FORCE_ONLY),
   "train.batch_size": Field(whole(1, 65_536)),
   "train.image_sizes": Field(resume=FORCE_ONLY),
+  "train.mixed_sizes": Field(resume=FORCE_ONLY),
   "train.validate_every_epochs": Field(whole(1, _INT32), FORCE_ONLY),
   "train.validate_min_steps": Field(whole(1, _INT32), FORCE_ONLY),
   "train.patience": Field(whole(0, _INT32), FREE),

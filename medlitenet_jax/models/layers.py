@@ -134,6 +134,8 @@ class Depthwise(nn.Module):
     stride: distance between outputs, in pixels.
     dilation: distance between taps, in pixels.
     kernel_init: initialiser of the kernel [3, 3, 1, C].
+    zero_sum: whether the mean of the kernel's nine taps is taken away from each, so that an even
+      area gives 0 whatever the kernel becomes.
     form: form of the operation, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
@@ -141,6 +143,7 @@ class Depthwise(nn.Module):
   stride: int = 1
   dilation: int = 1
   kernel_init: Callable = _depthwise_init
+  zero_sum: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -149,6 +152,8 @@ class Depthwise(nn.Module):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
     chex.assert_rank(x, 4)
     kernel = parameter(self, "kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
+    if self.zero_sum:
+      kernel -= jnp.mean(kernel, axis=(0, 1))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     return ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
 
@@ -319,7 +324,9 @@ class ASPP(nn.Module):
   Attributes:
     features: output channels.
     branch_dim: channels of each branch.
-    dilations: dilation of each dilated branch, in pixels of the bottleneck's grid.
+    dilations: dilation of each dilated branch, in pixels of a grid.
+    grid: side of that grid; on another, dilations grow and shrink with it, to at least 1. 0: they
+      are in pixels of whatever grid there is.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -327,6 +334,7 @@ class ASPP(nn.Module):
   features: int
   branch_dim: int
   dilations: tuple[int, ...]
+  grid: int = 0
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -335,8 +343,11 @@ class ASPP(nn.Module):
     """Maps [B, h, w, C] to [B, h, w, features]."""
     chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    scale = min(x.shape[1:3]) / self.grid if self.grid else 1
     branches = [
-      SeparableConv(self.branch_dim, dilation=d, name=f"dilation{d}", **common)(x, train=train)
+      SeparableConv(
+        self.branch_dim, dilation=max(1, round(d * scale)), name=f"dilation{d}", **common
+      )(x, train=train)
       for d in self.dilations
     ]
     pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)

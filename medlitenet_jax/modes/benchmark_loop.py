@@ -108,7 +108,7 @@ def time_pipeline(short: ConfigDict) -> dict[str, Any]:
       name: value / len(cases)
       for name, value in time_interleaved(calls, short.benchmark.rounds).items()
     }
-    batches = create_train_batches(one_thread.lock(), source, create_plan(short.train, len(source)))
+    batches = create_train_batches(one_thread.lock(), source, create_plan(short, len(source)))
     for _ in range(SETTLING_BATCHES):  # they were read before the clock starts
       next(batches)
     start = time.perf_counter()

@@ -107,6 +107,24 @@ def _dice_term(outputs, targets, *, epsilon: float):
   return dice_loss(outputs["mask"], targets["mask"], epsilon)
 
 
+def _boundaries_term(outputs, targets, *, width: int):
+  """Mean of cross-entropy and soft Dice of every boundary map that the network returns.
+
+  A cell of a map is on the border if a pixel in it is.
+  """
+  if "boundaries" not in outputs:
+    raise InputError(
+      "config.loss.boundaries: the network returns no boundary maps; set its weight to 0"
+    )
+  band = boundary_band(targets["mask"], width)
+  losses = []
+  for logits in outputs["boundaries"].values():
+    factor = band.shape[1] // logits.shape[1]
+    border = nn.max_pool(band, (factor, factor), (factor, factor))
+    losses.append(0.5 * (bce_loss(logits, border) + dice_loss(logits, border)))
+  return functools.reduce(jnp.add, losses) / len(losses)
+
+
 class Term(NamedTuple):
   """A term of the loss.
 
@@ -126,6 +144,7 @@ TERMS: dict[str, Term] = {
     _bce_term, {"boundary_weight": number(least=0), "boundary_width": whole(0, LARGEST_SIDE)}
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
+  "boundaries": Term(_boundaries_term, {"width": whole(0, LARGEST_SIDE)}),
 }
 
 

@@ -1,5 +1,6 @@
 """What a run is made of before it starts: its length, optimizer, compiled step and batches."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable
@@ -31,6 +32,9 @@ class Plan:
     num_cases: training cases.
     batch_size: images a batch, over all devices.
     image_sizes: pixels a side; each is used for an equal share of the run, in this order.
+    mixed_sizes: whether they take turns instead: each once in as many batches, in an order drawn by
+      the seed.
+    seed: of the run.
     log_every_steps: batches between two lines of the log.
     validate_every_steps: batches between two validations, whole epochs.
   """
@@ -39,6 +43,8 @@ class Plan:
   num_cases: int
   batch_size: int
   image_sizes: tuple[int, ...]
+  mixed_sizes: bool
+  seed: int
   log_every_steps: int
   validate_every_steps: int
 
@@ -48,6 +54,9 @@ class Plan:
 
   def image_size_at(self, step: int) -> int:
     """Pixels a side of the images of batch number `step`, counted from 0."""
+    if self.mixed_sizes:
+      turn, place = divmod(step, len(self.image_sizes))
+      return self._turn(turn)[place]
     phase = step * len(self.image_sizes) // self.total_steps
     return self.image_sizes[min(phase, len(self.image_sizes) - 1)]
 
@@ -61,6 +70,8 @@ class Plan:
 
   def batches_left(self, step: int) -> dict[int, int]:
     """Batches after the first `step`, by the pixels a side of their images, in order."""
+    if self.mixed_sizes:
+      return self._mixed_batches_left(step)
     phases = len(self.image_sizes)
     left: dict[int, int] = {}
     for phase, size in enumerate(self.image_sizes):
@@ -68,6 +79,20 @@ class Plan:
       if (count := end - max(first, step)) > 0:
         left[size] = left.get(size, 0) + count
     return left
+
+  def _turn(self, turn: int) -> list[int]:
+    """The sizes in the order that they have in one turn."""
+    order = np.random.default_rng((self.seed, turn)).permutation(len(self.image_sizes))
+    return [self.image_sizes[i] for i in order]
+
+  def _mixed_batches_left(self, step: int) -> dict[int, int]:
+    count = len(self.image_sizes)
+    (first, before), (last, after) = (divmod(n, count) for n in (step, self.total_steps))
+    sizes = collections.Counter(self._turn(last)[:after])
+    sizes.subtract(self._turn(first)[:before])
+    for size in self.image_sizes:
+      sizes[size] += last - first
+    return {size: n for size in self.image_sizes if (n := sizes[size]) > 0}
 
   def validations_left(self, step: int) -> int:
     """Validations that are due after more than `step` batches."""
@@ -83,8 +108,9 @@ class Plan:
     return step == self.total_steps or step % every == 0
 
 
-def create_plan(train: ConfigDict, num_cases: int) -> Plan:
-  """Plans a run from `config.train` and the number of training cases."""
+def create_plan(config: ConfigDict, num_cases: int) -> Plan:
+  """Plans a run from its configuration and the number of training cases."""
+  train = config.train
   by_epochs = math.ceil(train.epochs * num_cases / train.batch_size)
   epoch_steps = max(1, round(num_cases / train.batch_size))
   every = train.validate_every_epochs * epoch_steps
@@ -93,6 +119,8 @@ def create_plan(train: ConfigDict, num_cases: int) -> Plan:
     num_cases=num_cases,
     batch_size=train.batch_size,
     image_sizes=train.image_sizes,
+    mixed_sizes=train.mixed_sizes,
+    seed=config.seed,
     log_every_steps=train.log_every_steps,
     validate_every_steps=every * math.ceil(train.validate_min_steps / every),
   )
@@ -175,7 +203,7 @@ def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
   Raises:
     InputError: if a field of the configuration cannot be used.
   """
-  plan = create_plan(config.train, len(source))
+  plan = create_plan(config, len(source))
   _, schedule = optim.create_run_optimizer(config.optim, plan.total_steps)
   return Run(
     config=config,

@@ -154,6 +154,22 @@ def test_aspp_is_its_definition(randomise):
   np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("side", "dilations"), [(16, (1, 3, 6)), (8, (1, 2, 3)), (24, (2, 4, 9))])
+def test_dilations_for_a_grid_keep_their_share_of_the_frame(side, dilations):
+  x = normal(1, side, side, 3)
+  relative = ASPP(features=4, branch_dim=4, dilations=(1, 3, 6), grid=16)
+  variables = relative.init(jax.random.key(0), x, train=False)
+  own = ASPP(features=4, branch_dim=4, dilations=dilations)
+  names = {f"dilation{d}": f"dilation{e}" for d, e in zip((1, 3, 6), dilations, strict=True)}
+  renamed = {
+    kind: {names.get(name, name): leaf for name, leaf in tree.items()}
+    for kind, tree in variables.items()
+  }
+  np.testing.assert_array_equal(
+    relative.apply(variables, x, train=False), own.apply(renamed, x, train=False)
+  )
+
+
 def test_aspp_carries_the_mean_of_the_image_everywhere():
   """A change in one corner reaches the opposite corner only through the pooled branch."""
   x = normal(1, 32, 32, 3)

@@ -34,7 +34,7 @@ def first_of(split, config):
   source = create_source(config.data, split, config.seed)
   if split == "val":
     return source.case_ids[0]
-  plan = create_plan(config.train, len(source))
+  plan = create_plan(config, len(source))
   batches = create_train_batches(config, source, plan)
   return [next(batches)["case_id"] for _ in range(3)][2][0]
 

@@ -1,5 +1,7 @@
 """Time to go: right from the second batch on, whatever compiling and the first batch took."""
 
+import dataclasses
+
 import pytest
 
 from medlitenet_jax.training.forecast import Forecast, spoken
@@ -10,17 +12,33 @@ PLAN = Plan(
   num_cases=20,
   batch_size=4,
   image_sizes=(64, 96, 128),
+  mixed_sizes=False,
+  seed=0,
   log_every_steps=1,
   validate_every_steps=10,
 )
 
 
-def test_what_is_left_is_what_the_loop_will_do():
-  for step in range(PLAN.total_steps + 1):
-    sizes = [PLAN.image_size_at(later) for later in range(step, PLAN.total_steps)]
-    assert PLAN.batches_left(step) == {size: sizes.count(size) for size in dict.fromkeys(sizes)}
-    due = [PLAN.validation_due(later) for later in range(step + 1, PLAN.total_steps + 1)]
-    assert PLAN.validations_left(step) == sum(due)
+@pytest.mark.parametrize(
+  "plan", [PLAN, dataclasses.replace(PLAN, mixed_sizes=True, image_sizes=(64, 96, 96, 128))]
+)
+def test_what_is_left_is_what_the_loop_will_do(plan):
+  for step in range(plan.total_steps + 1):
+    sizes = [plan.image_size_at(later) for later in range(step, plan.total_steps)]
+    assert plan.batches_left(step) == {size: sizes.count(size) for size in set(sizes)}
+    due = [plan.validation_due(later) for later in range(step + 1, plan.total_steps + 1)]
+    assert plan.validations_left(step) == sum(due)
+
+
+def test_mixed_sizes_take_turns_in_an_order_of_the_seed():
+  def sizes(seed):
+    plan = dataclasses.replace(PLAN, mixed_sizes=True, seed=seed)
+    return [plan.image_size_at(step) for step in range(60)]
+
+  for start in range(0, 60, 3):
+    assert sorted(sizes(0)[start : start + 3]) == [64, 96, 128]
+  assert sizes(0) == sizes(0) != sizes(1)
+  assert len({tuple(sizes(0)[start : start + 3]) for start in range(0, 60, 3)}) > 3
 
 
 def seconds_of(size):

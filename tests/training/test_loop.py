@@ -189,17 +189,17 @@ def test_workdir_that_is_not_a_run_is_left_alone(tmp_path):
 
 def test_length_of_a_run():
   config = resolved(train__max_steps=0, train__epochs=3)
-  plan = create_plan(config.train, 13)
+  plan = create_plan(config, 13)
   assert (plan.total_steps, plan.validate_every_steps) == (10, 3)  # 39 cases in batches of 4
   config = resolved(train__max_steps=7, train__epochs=3)
-  assert create_plan(config.train, 13).total_steps == 7
-  assert create_plan(config.train, 1).validate_every_steps == 1
+  assert create_plan(config, 13).total_steps == 7
+  assert create_plan(config, 1).validate_every_steps == 1
 
 
 @pytest.mark.parametrize(("epochs", "least", "every"), [(1, 20, 21), (2, 20, 24), (5, 2, 15)])
 def test_validations_come_after_whole_epochs_of_enough_batches(epochs, least, every):
   fields = {"train__validate_every_epochs": epochs, "train__validate_min_steps": least}
-  plan = create_plan(resolved(**fields).train, 13)  # 3 batches an epoch
+  plan = create_plan(resolved(**fields), 13)  # 3 batches an epoch
   assert plan.validate_every_steps == every
 
 
@@ -226,7 +226,7 @@ def test_a_run_ends_once_nothing_better_is_in_sight(tmp_path, monkeypatch, caplo
 
 def test_image_sizes_share_a_run_equally():
   config = resolved(train__image_sizes=(64, 96, 128), train__max_steps=9)
-  plan = create_plan(config.train, 13)
+  plan = create_plan(config, 13)
   sizes = [plan.image_size_at(step) for step in range(9)]
   assert sizes == [64] * 3 + [96] * 3 + [128] * 3
   assert plan.image_size_at(100) == 128  # batches are prepared ahead of the run's end

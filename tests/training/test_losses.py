@@ -162,6 +162,25 @@ def test_boundary_weight_stresses_mistakes_at_the_border():
   assert weighted(near, mask)[0] > 2 * weighted(far, mask)[0]
 
 
+def test_boundary_maps_are_compared_with_the_border_in_each_of_their_cells():
+  mask = np.zeros((2, 16, 16, 1), np.uint8)
+  mask[0, 4:11, 2:9] = 1
+  mask[1, :, 8:] = 1
+  rng = np.random.default_rng(0)
+  maps = {side: rng.normal(size=(2, side, side, 1)).astype(np.float32) for side in (4, 16)}
+  terms = {"boundaries": {"weight": 1.0, "width": 1}}
+  loss, parts = create_objective(terms)({"boundaries": maps}, {"mask": mask})
+  expected = []
+  for side, logits in maps.items():
+    cell = 16 // side
+    border = band(mask, 1).reshape(2, side, cell, side, cell, 1).max((2, 4))
+    expected.append(0.5 * (cross_entropy(logits, border) + soft_dice(logits, border)))
+  np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+  assert set(parts) == {"boundaries_loss"}
+  with pytest.raises(InputError, match="returns no boundary maps"):
+    create_objective(terms)({"mask": maps[16]}, {"mask": mask})
+
+
 def test_a_term_of_weight_0_is_left_out():
   _, parts = objective(dice=0.0)(*cases())
   assert set(parts) == {"bce_loss"}
@@ -170,7 +189,7 @@ def test_a_term_of_weight_0_is_left_out():
 @pytest.mark.parametrize(
   ("terms", "says"),
   [
-    ({"focal": {"weight": 1.0}}, "bce, dice"),
+    ({"focal": {"weight": 1.0}}, "bce, dice, boundaries"),
     ({"dice": {"weight": 1.0}}, r"config\.loss\.dice takes weight, epsilon; .* epsilon"),
     ({"dice": {"weight": 1.0, "epsilon": 1.0, "width": 2}}, "width"),
     ({"dice": {"weight": -1.0, "epsilon": 1.0}}, r"config\.loss\.dice\.weight"),

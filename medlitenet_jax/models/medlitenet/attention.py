@@ -5,23 +5,28 @@ from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from medlitenet_jax.models import ops
 from medlitenet_jax.models.layers import Linear, Pointwise, note, parameter
 
+MAX_TEMPERATURE = 20.0  # bound of the logits of normalised attention
 
-def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
+
+def sincos_positions(height: int, width: int, dim: int, cycles: float = 16.0) -> np.ndarray:
   """Positional encoding of a grid: sin y, cos y, sin x and cos x, a quarter of the channels each.
 
   Positions are relative to the frame (0 to 1), so a place in the photograph keeps its encoding when
-  the input size changes, as it does in progressive training.
+  the input size changes.
 
   Args:
     height: rows of the grid.
     width: columns of the grid.
     dim: channels, a multiple of 4.
+    cycles: highest frequency, in cycles a frame; the lowest is half a cycle. A grid of n places
+      tells frequencies up to n / 2 apart.
 
   Returns:
     [height * width, dim] float32, in row-major order.
@@ -33,7 +38,7 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
   """
   if dim % 4:
     raise ValueError(f"the positional encoding needs a multiple of 4 channels, not {dim}")
-  frequencies = 2 * np.pi * 2.0 ** np.linspace(-1, 4, dim // 4)
+  frequencies = 2 * np.pi * 2.0 ** np.linspace(-1, np.log2(cycles), dim // 4)
   y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
   y, x = (grid.reshape(-1, 1) * frequencies for grid in np.meshgrid(y, x, indexing="ij"))
   return np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], axis=1).astype(np.float32)
@@ -52,12 +57,18 @@ class BoundaryBiasedAttention(nn.Module):
 
     softmax(q k^T / sqrt(d_head) + w_head * b_key) v
 
+  Normalised, queries and keys have the length 1, and q k^T is multiplied by a learned temperature
+  of each head, which stays under `MAX_TEMPERATURE`. Logits that grow without bound make the softmax
+  choose one key, and then nothing else moves it (query-key normalisation, Henry et al., 2020).
+
   Attributes:
     heads: attention heads; must divide the channels.
+    normalised: whether queries and keys are.
     dtype: compute dtype; the softmax is computed in float32.
   """
 
   heads: int
+  normalised: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -78,7 +89,14 @@ class BoundaryBiasedAttention(nn.Module):
     qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))
     # Written out because jax.nn.dot_product_attention does not support float16 on a CPU.
-    logits = ops.wide_einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(d // self.heads)
+    if self.normalised:
+      q, k = (_unit_length(part).astype(self.dtype) for part in (q, k))
+    logits = ops.wide_einsum("bnhd,bmhd->bhnm", q, k)
+    if self.normalised:
+      temperature = parameter(self, "temperature", nn.initializers.zeros_init(), (self.heads,))
+      logits *= MAX_TEMPERATURE * nn.sigmoid(temperature)[:, None, None]
+    else:
+      logits /= np.sqrt(d // self.heads)
     if boundary is not None:
       weight = parameter(self, "boundary_weight", nn.initializers.constant(0.5), (self.heads,))
       logits += weight[:, None, None] * boundary[:, None, None, :]
@@ -87,6 +105,12 @@ class BoundaryBiasedAttention(nn.Module):
     attention = attention.astype(self.dtype)
     y = ops.wide_einsum("bhnm,bmhd->bnhd", attention, v).astype(self.dtype)
     return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
+
+
+def _unit_length(x):
+  """Vectors along the last axis, float32, with a length of 1."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
 def _entropy(attention):
@@ -111,12 +135,14 @@ class TransformerLayer(nn.Module):
     heads: attention heads.
     mlp_ratio: ratio of the feed-forward network's hidden channels to the token's channels.
     dropout: rate on both residual branches in training.
+    normalised: whether the attention normalises queries and keys.
     dtype: compute dtype; LayerNorm computes in float32.
   """
 
   heads: int
   mlp_ratio: int
   dropout: float = 0.0
+  normalised: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -124,7 +150,9 @@ class TransformerLayer(nn.Module):
     """Maps [B, N, D] tokens, with [B, N] boundary strengths or None, to [B, N, D]."""
     drop = nn.Dropout(self.dropout, deterministic=not train)
     y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-    y = BoundaryBiasedAttention(self.heads, dtype=self.dtype, name="attention")(y, boundary)
+    y = BoundaryBiasedAttention(self.heads, self.normalised, self.dtype, name="attention")(
+      y, boundary
+    )
     note(self, "attention_size", functools.partial(_relative_size, y, x))
     x = x + drop(y)
     y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
@@ -137,9 +165,8 @@ class TransformerLayer(nn.Module):
 class CrossScaleMixer(nn.Module):
   """Lets the tokens of the two deepest encoder stages attend to each other (paper III-C, Fig. 4).
 
-  The stage-3 map is average-pooled to the grid of stage 4. Both maps are projected to `dim`
-  channels and get the same positional encoding plus a learned code for their scale. The joint
-  sequence passes through the transformer layers.
+  Both maps are projected to `dim` channels and get a positional encoding plus a learned code for
+  their scale. The joint sequence passes through the transformer layers.
 
   Attributes:
     dim: channels of a token.
@@ -148,6 +175,10 @@ class CrossScaleMixer(nn.Module):
     mlp_ratio: ratio of the feed-forward networks' hidden channels to `dim`.
     dropout: rate in training.
     cross_scale: whether stage-3 tokens take part.
+    pooled: whether the stage-3 map is first average-pooled to the grid of stage 4.
+    normalised: whether a LayerNorm precedes the positional encoding, and queries and keys are
+      normalised.
+    cycles: highest frequency of the positional encoding, in cycles a frame.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -158,6 +189,9 @@ class CrossScaleMixer(nn.Module):
   mlp_ratio: int
   dropout: float = 0.0
   cross_scale: bool = True
+  pooled: bool = True
+  normalised: bool = False
+  cycles: float = 16.0
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -173,39 +207,58 @@ class CrossScaleMixer(nn.Module):
 
     Returns:
       context: [B, h, w, dim], the global features F_trans.
-      fine_context: [B, h, w, dim], the mixed stage-3 tokens; None without `cross_scale`.
+      fine_context: the mixed stage-3 tokens, [B, 2h, 2w, dim] or, pooled, [B, h, w, dim]; None
+        without `cross_scale`.
     """
     chex.assert_rank([deep, fine], 4)
     b, h, w, _ = deep.shape
     if boundary is not None:
       chex.assert_shape(boundary, (b, None, None, 1))
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    positions = sincos_positions(h, w, self.dim)
-    scales = [Pointwise(self.dim, name="project_deep", **common)(deep)]
+    maps = [Pointwise(self.dim, name="project_deep", **common)(deep)]
     if self.cross_scale:
-      pooled = average_pool(fine, fine.shape[1] // h)
-      scales.append(Pointwise(self.dim, name="project_fine", **common)(pooled))
-    codes = parameter(self, "scale_code", nn.initializers.normal(0.02), (len(scales), self.dim))
-    x = jnp.concatenate(
-      [
-        (scale.reshape(b, h * w, self.dim) + (positions + code)).astype(self.dtype)
-        for scale, code in zip(scales, codes, strict=True)
-      ],
-      axis=1,
-    )
+      source = average_pool(fine, fine.shape[1] // h) if self.pooled else fine
+      maps.append(Pointwise(self.dim, name="project_fine", **common)(source))
+    codes = parameter(self, "scale_code", nn.initializers.normal(0.02), (len(maps), self.dim))
+    tokens = []
+    for name, grid, code in zip(("deep", "fine"), maps, codes, strict=False):
+      scale = grid.reshape(b, -1, self.dim)
+      if self.normalised:
+        scale = nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(scale)
+      positions = sincos_positions(grid.shape[1], grid.shape[2], self.dim, self.cycles)
+      tokens.append((scale + (positions + code)).astype(self.dtype))
+    x = jnp.concatenate(tokens, axis=1)
     if boundary is not None:
-      strength = average_pool(jnp.abs(boundary).astype(jnp.float32), boundary.shape[1] // h)
-      # Standardised over the frame, so that the bias is equally strong in every photograph.
-      norm = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)
-      strength = norm(strength.reshape(b, h * w))
-      boundary = jnp.tile(strength, (1, len(scales)))
+      boundary = jnp.concatenate([_strength(boundary, grid) for grid in maps], axis=1)
     for i in range(self.layers):
       x = TransformerLayer(
-        self.heads, self.mlp_ratio, self.dropout, dtype=self.dtype, name=f"layer{i + 1}"
+        self.heads,
+        self.mlp_ratio,
+        self.dropout,
+        self.normalised,
+        dtype=self.dtype,
+        name=f"layer{i + 1}",
       )(x, boundary, train=train)
     x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-    maps = [part.reshape(b, h, w, self.dim) for part in jnp.split(x, len(scales), axis=1)]
-    return maps[0], maps[1] if self.cross_scale else None
+    mixed = jnp.split(x, [h * w], axis=1)
+    context, *fine_context = (
+      part.reshape(grid.shape) for part, grid in zip(mixed, maps, strict=False)
+    )
+    return context, fine_context[0] if fine_context else None
+
+
+def _strength(boundary, grid):
+  """[B, h w] strength of a boundary response in each cell of a [B, h, w, C] grid.
+
+  It is standardised over the frame, so that the bias is equally strong in every photograph.
+  """
+  pooled = jnp.abs(boundary).astype(jnp.float32)
+  if boundary.shape[1] > grid.shape[1]:
+    pooled = average_pool(pooled, boundary.shape[1] // grid.shape[1])
+  else:
+    pooled = ops.enlarge(pooled, *grid.shape[1:3])
+  norm = nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1e-5)
+  return norm(pooled.reshape(len(pooled), -1))
 
 
 class LocalGlobalFusion(nn.Module):

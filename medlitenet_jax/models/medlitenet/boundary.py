@@ -4,10 +4,13 @@ from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Depthwise, Pointwise, note
+from medlitenet_jax.models.layers import Depthwise, Pointwise, note, parameter
+
+START = -2.0  # bias of a gate of a magnitude: M begins at 0.12 on average
 
 
 def laplacian_init(key, shape, dtype=jnp.float32):
@@ -37,25 +40,54 @@ class BoundaryMap(nn.Module):
   A 1x1 convolution to one channel, initialised as the mean of the channels, then a 3x3 convolution,
   initialised as a Laplacian.
 
+  As a magnitude, the 3x3 kernel keeps a sum of zero, and the absolute response is standardised over
+  the frame: it stays an edge detector whatever is learned, and is as strong in every photograph.
+
   Attributes:
+    magnitude: whether the response is one.
     form: form of the operations.
     dtype: compute dtype.
   """
 
+  magnitude: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
-    """Maps [B, H, W, C] features to a [B, H, W, 1] response."""
+    """Maps [B, H, W, C] features to a [B, H, W, 1] response; a magnitude is float32."""
     chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
     mean = nn.initializers.constant(1 / x.shape[-1])
     x = Pointwise(1, use_bias=False, kernel_init=mean, name="project", **common)(x)
     # The border pixels are repeated outwards: padding with zeros would create an edge there.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    x = Depthwise(kernel_init=laplacian_init, name="laplacian", **common)(x)
-    return x[:, 1:-1, 1:-1]
+    laplacian = Depthwise(
+      kernel_init=laplacian_init, zero_sum=self.magnitude, name="laplacian", **common
+    )
+    x = laplacian(x)[:, 1:-1, 1:-1]
+    if not self.magnitude:
+      return x
+    x = jnp.abs(x.astype(jnp.float32))
+    x -= jnp.mean(x, axis=(1, 2, 3), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + 1e-5)
+
+
+class BoundaryScore(nn.Module):
+  """Turns a boundary response into logits, so that the mask's own border can supervise it."""
+
+  @nn.compact
+  def __call__(self, boundary):
+    """Maps a [B, h, w, 1] response to [B, h, w, 1] float32 logits."""
+    scale = parameter(self, "scale", nn.initializers.ones_init(), ())
+    bias = parameter(self, "bias", nn.initializers.constant(-1.0), ())
+    return scale * boundary.astype(jnp.float32) + bias
+
+
+def _last_alone(key, shape, dtype=jnp.float32):
+  """1 for the last input channel and 0 for the others, of a [1, 1, C, 1] kernel."""
+  del key
+  return jnp.zeros(shape, dtype).at[..., -1, :].set(1)
 
 
 def _spread(x):
@@ -71,11 +103,16 @@ class BoundaryGate(nn.Module):
     M  = sigmoid(conv1x1([F | B']))                  eq. 8
     F' = F * (1 + M)                                 eq. 9
 
+  With a magnitude as B, the gate begins as one of B alone: W_g and the weights of F are zero, that
+  of B is 1, and `START` keeps M small where there is no boundary.
+
   Attributes:
+    magnitude: whether B is one, see `BoundaryMap`.
     form: form of the operations.
     dtype: compute dtype.
   """
 
+  magnitude: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -88,17 +125,24 @@ class BoundaryGate(nn.Module):
       context: [B, h, w, D] transformer features F_trans, or None to skip eq. 7 (B' = B).
 
     Returns:
-      [B, H, W, C] gated features.
+      features: [B, H, W, C], gated.
+      boundary: [B, H, W, 1], the response B.
     """
     chex.assert_rank(x, 4)
     if context is not None:
       chex.assert_shape(context, (x.shape[0], None, None, None))
-    boundary = BoundaryMap(form=self.form, dtype=self.dtype, name="boundary")(x)
+    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    response = boundary = BoundaryMap(self.magnitude, name="boundary", **common)(x)
+    zeros: dict[str, Any] = {"kernel_init": nn.initializers.zeros_init()} if self.magnitude else {}
     if context is not None:
-      projected = Pointwise(1, form=self.form, dtype=self.dtype, name="context")(context)
+      projected = Pointwise(1, name="context", **zeros, **common)(context)
       boundary += ops.enlarge(projected, *boundary.shape[1:3])
-    stacked = jnp.concatenate([x, boundary], axis=-1)
-    logits = Pointwise(1, form=self.form, dtype=self.dtype, name="gate")(stacked)
+    stacked = jnp.concatenate([x, boundary.astype(x.dtype)], axis=-1)
+    start: dict[str, Any] = {
+      "kernel_init": _last_alone,
+      "bias_init": nn.initializers.constant(START),
+    }
+    logits = Pointwise(1, name="gate", **(start if self.magnitude else {}), **common)(stacked)
 
     def boundary_share():
       weight = self.variables["params"]["gate"]["kernel"][0, 0, -1, 0]
@@ -106,4 +150,4 @@ class BoundaryGate(nn.Module):
 
     note(self, "boundary_share", boundary_share)
     gate = nn.sigmoid(logits)
-    return (x * (1 + gate.astype(jnp.float32))).astype(self.dtype)
+    return (x * (1 + gate.astype(jnp.float32))).astype(self.dtype), response

@@ -68,6 +68,8 @@ def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     "decoder_dims": (_all_whole(fields["decoder_dims"], 4), f"takes four numbers {up_to}"),
     "gate_stages": (set(fields["gate_stages"]) <= set(range(5)), "takes stages 0 to 4"),
     "boundary_bias_stage": (fields["boundary_bias_stage"] in range(1, 5), "takes 1 to 4"),
+    "position_cycles": (0.5 <= fields["position_cycles"] <= 64, "takes 0.5 to 64 cycles a frame"),
+    "aspp_grid": (_whole(fields["aspp_grid"], 0), f"takes a number from 0 to {MAX_COUNT}"),
     "dropout": (0 <= fields["dropout"] < 1, "takes a rate from 0 up to, not including, 1"),
   }
 

@@ -22,7 +22,7 @@ from medlitenet_jax.models.layers import (
   summarised,
 )
 from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlobalFusion
-from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap
+from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap, BoundaryScore
 
 SIZES = Sizes(multiple=32, smallest=64)
 STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has those of the first
@@ -115,6 +115,7 @@ class DecoderStage(nn.Module):
     features: output channels.
     scse: whether SCSE follows the convolutions.
     gate: whether the stage ends with a boundary-aware gate.
+    magnitude: whether the gate's boundary map is one, see `BoundaryMap`.
     form: form of the operations.
     dtype: compute dtype.
   """
@@ -122,21 +123,34 @@ class DecoderStage(nn.Module):
   features: int
   scse: bool = True
   gate: bool = True
+  magnitude: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, skip, context=None, *, train: bool):
-    """Maps [B, h, w, C], a [B, 2h, 2w, S] skip and F_trans (or None) to [B, 2h, 2w, features]."""
+    """Decodes one stage.
+
+    Args:
+      x: [B, h, w, C] features of the stage before.
+      skip: [B, 2h, 2w, S] features of the encoder.
+      context: F_trans, for the gate, or None.
+      train: whether BatchNorm uses the batch's statistics.
+
+    Returns:
+      x: [B, 2h, 2w, features].
+      boundary: [B, 2h, 2w, 1], the gate's boundary response; None without a gate.
+    """
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    boundary = None
     x = jnp.concatenate([ops.upsample2x(x, self.form), skip], axis=-1)
     for i in (1, 2):
       x = SeparableConv(self.features, name=f"conv{i}", **common)(x, train=train)
     if self.scse:
       x = SCSE(name="scse", **common)(x)
     if self.gate:
-      x = BoundaryGate(name="gate", **common)(x, context)
-    return x
+      x, boundary = BoundaryGate(self.magnitude, name="gate", **common)(x, context)
+    return x, boundary
 
 
 class MedLiteNet(nn.Module):
@@ -160,6 +174,11 @@ class MedLiteNet(nn.Module):
     aspp: whether there is an ASPP; False: a 1x1 convolution instead.
     gate_context: whether the gates use eq. 7.
     scse: whether the decoder's stages have SCSE.
+    token_norm: whether tokens, queries and keys are normalised, see `CrossScaleMixer`.
+    pool_fine_tokens: whether stage-3 tokens are pooled to the grid of stage 4.
+    position_cycles: highest frequency of the positional encoding, in cycles a frame.
+    boundary_magnitude: whether boundary maps are magnitudes, see `BoundaryMap` and `BoundaryGate`.
+    aspp_grid: side of the grid that the dilations are meant for, see `ASPP`.
     dropout: rate in the mixer in training.
     remat: whether the backward pass recomputes the activations of the encoder's blocks and the
       decoder's stages: less memory for one more forward pass.
@@ -184,6 +203,11 @@ class MedLiteNet(nn.Module):
   aspp: bool = True
   gate_context: bool = True
   scse: bool = True
+  token_norm: bool = False
+  pool_fine_tokens: bool = True
+  position_cycles: float = 16.0
+  boundary_magnitude: bool = False
+  aspp_grid: int = 0
   dropout: float = 0.0
   remat: bool = False
   form: str = "platform"
@@ -198,8 +222,10 @@ class MedLiteNet(nn.Module):
       train: whether BatchNorm uses the batch's statistics and dropout acts (RNG "dropout").
 
     Returns:
-      {"mask": [B, H, W, 1] float32 logits}; above 0 is lesion. In inference also "features", the
-      [B, D] float32 summary of what the encoder sees up to stride 16.
+      "mask": [B, H, W, 1] float32 logits; above 0 is lesion.
+      "boundaries": with `boundary_magnitude`, for each boundary map by its place, the
+        [B, h, w, 1] float32 logits of the mask's border being in a cell.
+      "features": in inference, the [B, D] float32 summary of what the encoder sees up to stride 16.
 
     Raises:
       ValueError: if H or W is not accepted.
@@ -212,11 +238,15 @@ class MedLiteNet(nn.Module):
     )
     *skips, deep = features
 
+    boundaries: dict[str, Any] = {}
     context = None
     if self.mixer:
       boundary = None
       if self.boundary_bias:
-        boundary = BoundaryMap(name="bias_boundary", **common)(features[self.boundary_bias_stage])
+        boundary = BoundaryMap(self.boundary_magnitude, name="bias_boundary", **common)(
+          features[self.boundary_bias_stage]
+        )
+        boundaries["bias"] = boundary
       context, fine_context = CrossScaleMixer(
         dim=self.mixer_dim,
         layers=self.mixer_layers,
@@ -224,29 +254,50 @@ class MedLiteNet(nn.Module):
         mlp_ratio=self.mixer_mlp_ratio,
         dropout=self.dropout,
         cross_scale=self.cross_scale,
+        pooled=self.pool_fine_tokens,
+        normalised=self.token_norm,
+        cycles=self.position_cycles,
         name="mixer",
         **common,
       )(deep, skips[3], boundary, train=train)
       deep = LocalGlobalFusion(self.fusion, name="fusion", **common)(deep, context)
       if fine_context is not None:
         returned = Pointwise(STAGE_DIMS[2], name="fine_return", **common)(fine_context)
-        skips[3] = skips[3] + ops.upsample2x(returned, self.form)
+        skips[3] = skips[3] + (
+          ops.upsample2x(returned, self.form) if self.pool_fine_tokens else returned
+        )
 
     if self.aspp:
-      x = ASPP(STAGE_DIMS[3], self.aspp_branch_dim, self.aspp_dilations, name="aspp", **common)(
-        deep, train=train
-      )
+      x = ASPP(
+        STAGE_DIMS[3],
+        self.aspp_branch_dim,
+        self.aspp_dilations,
+        self.aspp_grid,
+        name="aspp",
+        **common,
+      )(deep, train=train)
     else:
       x = Pointwise(STAGE_DIMS[3], use_bias=False, name="aspp", **common)(deep)
       x = Norm("aspp", name="aspp_norm")(x, train=train)
 
     gate_context = context if self.gate_context else None
     if 0 in self.gate_stages:
-      x = BoundaryGate(name="encoder_gate", **common)(x, gate_context)
+      x, boundaries["encoder"] = BoundaryGate(
+        self.boundary_magnitude, name="encoder_gate", **common
+      )(x, gate_context)
     for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
       gate = stage in self.gate_stages
-      decoder = DecoderStage(dim, self.scse, gate, name=f"decoder{stage}", **common)
-      x = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
+      decoder = DecoderStage(
+        dim, self.scse, gate, self.boundary_magnitude, name=f"decoder{stage}", **common
+      )
+      x, boundary = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
+      if gate:
+        boundaries[f"decoder{stage}"] = boundary
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
-    seen = {} if train else {"features": summarised(features[:4])}
-    return {"mask": ops.upsample2x(logits, self.form), **seen}
+    outputs = {"mask": ops.upsample2x(logits, self.form)}
+    if self.boundary_magnitude:
+      outputs["boundaries"] = {
+        place: BoundaryScore(name=f"{place}_boundary_score")(boundary)
+        for place, boundary in boundaries.items()
+      }
+    return outputs if train else {**outputs, "features": summarised(features[:4])}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medlitenet_jax.models.medlitenet.attention import (
+  MAX_TEMPERATURE,
   BoundaryBiasedAttention,
   CrossScaleMixer,
   LocalGlobalFusion,
@@ -33,14 +34,22 @@ def gelu(x):
   return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
 def attention(x, params, heads, boundary=None):
-  """One head at a time: softmax(q k^T / sqrt(d) + w b) v."""
+  """One head at a time: softmax(q k^T / sqrt(d) + w b) v; with a temperature, of cosines."""
   q, k, v = np.split(dense(x, params["qkv"]), 3, axis=-1)
   d = x.shape[-1] // heads
   outputs = []
   for head in range(heads):
     part = slice(head * d, (head + 1) * d)
-    logits = np.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / np.sqrt(d)
+    if "temperature" in params:
+      cosines = np.einsum("bnd,bmd->bnm", unit(q[..., part]), unit(k[..., part]))
+      logits = cosines * MAX_TEMPERATURE / (1 + np.exp(-params["temperature"][head]))
+    else:
+      logits = np.einsum("bnd,bmd->bnm", q[..., part], k[..., part]) / np.sqrt(d)
     if boundary is not None:
       logits = logits + params["boundary_weight"][head] * boundary[:, None, :]
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -68,6 +77,15 @@ def test_positions_are_sines_and_cosines_of_relative_coordinates():
   np.testing.assert_allclose(codes[1 * 3 + 1], expected, atol=1e-5)
 
 
+def test_positions_below_the_grids_limit_turn_at_most_half_round_between_neighbours():
+  """Otherwise a frequency looks like a lower one, another at every size."""
+  codes = sincos_positions(4, 4, 32, cycles=2.0).reshape(4, 4, 32)
+  sines, cosines = codes[:, 0, :8], codes[:, 0, 8:16]
+  turn = np.arctan2(sines, cosines)
+  steps = np.mod(np.diff(turn, axis=0) + 1e-4, 2 * np.pi)
+  assert steps.max() < np.pi + 1e-3
+
+
 def test_positions_differ_and_keep_their_place_at_another_size():
   codes = sincos_positions(16, 16, 32)
   distance = np.linalg.norm(codes[:, None] - codes[None], axis=-1)
@@ -90,14 +108,27 @@ def test_average_pool_is_the_mean_of_squares():
   assert average_pool(jnp.full((1, 8, 8, 1), 2048, jnp.float16), 8)[0, 0, 0, 0] == 2048
 
 
+@pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_is_its_formula(randomise, biased):
+def test_attention_is_its_formula(randomise, biased, normalised):
   x, boundary = normal(2, 7, 12), normal(2, 7, seed=1) if biased else None
-  layer = BoundaryBiasedAttention(heads=3)
+  layer = BoundaryBiasedAttention(heads=3, normalised=normalised)
   variables = randomise(layer.init(jax.random.key(0), x, boundary))
   assert ("boundary_weight" in variables["params"]) == biased
   expected = attention(x, variables["params"], 3, boundary)
   np.testing.assert_allclose(layer.apply(variables, x, boundary), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalised_attention_never_chooses_one_key_alone(randomise):
+  """However large the tokens are, a logit stays within the bound."""
+  n, d = 50, 16
+  layer = BoundaryBiasedAttention(heads=1, normalised=True)
+  x = 1e4 * normal(1, n, d)
+  variables = randomise(layer.init(jax.random.key(0), x))
+  _, kept = layer.apply(variables, x, mutable=["diagnostics"])
+  entropy = kept["diagnostics"]["entropy"]
+  _, plain = BoundaryBiasedAttention(heads=1).apply(variables, x, mutable=["diagnostics"])
+  assert plain["diagnostics"]["entropy"] < 0.01 < 0.1 < entropy
 
 
 def test_a_positive_boundary_weight_raises_attention_to_the_boundary():
@@ -150,28 +181,33 @@ def mixer_inputs():
   return normal(2, 2, 3, 5), normal(2, 4, 6, 4, seed=1), normal(2, 16, 24, 1, seed=2)
 
 
-@pytest.mark.parametrize("cross_scale", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-def test_mixer_is_its_formula(randomise, cross_scale, biased):
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(("cross_scale", "biased"), [(False, False), (True, False), (True, True)])
+def test_mixer_is_its_formula(randomise, cross_scale, biased, pooled, normalised):
   deep, fine, boundary = mixer_inputs()
   boundary = boundary if biased else None
-  layer = CrossScaleMixer(**MIXER, cross_scale=cross_scale)
+  layer = CrossScaleMixer(
+    **MIXER, cross_scale=cross_scale, pooled=pooled, normalised=normalised, cycles=2.0
+  )
   variables = randomise(layer.init(jax.random.key(0), deep, fine, boundary, train=False))
   p = variables["params"]
 
-  scales = [dense(deep, p["project_deep"])]
+  scales = {"deep": dense(deep, p["project_deep"])}
   if cross_scale:
-    scales.append(dense(pool(fine, 2), p["project_fine"]))
+    scales["fine"] = dense(pool(fine, 2) if pooled else fine, p["project_fine"])
   assert ("project_fine" in p) == cross_scale
   assert p["scale_code"].shape == (len(scales), 8)
-  positions = sincos_positions(2, 3, 8)
-  x = np.concatenate(
-    [s.reshape(2, 6, 8) + positions + p["scale_code"][i] for i, s in enumerate(scales)], axis=1
-  )
-  strength = None
-  if biased:
-    strength = layer_norm(pool(np.abs(boundary), 8).reshape(2, 6))
-    strength = np.concatenate([strength] * len(scales), axis=1)
+  tokens, strengths = [], []
+  for i, (name, scale) in enumerate(scales.items()):
+    h, w = scale.shape[1:3]
+    scale = scale.reshape(2, h * w, 8)
+    scale = layer_norm(scale, p[f"{name}_norm"]) if normalised else scale
+    tokens.append(scale + sincos_positions(h, w, 8, 2.0) + p["scale_code"][i])
+    if biased:
+      strengths.append(layer_norm(pool(np.abs(boundary), 16 // h).reshape(2, h * w)))
+  x = np.concatenate(tokens, axis=1)
+  strength = np.concatenate(strengths, axis=1) if biased else None
   for i in (1, 2):
     x = transformer_layer(x, p[f"layer{i}"], 2, strength)
   x = layer_norm(x, p["norm"])
@@ -179,7 +215,8 @@ def test_mixer_is_its_formula(randomise, cross_scale, biased):
   context, fine_context = layer.apply(variables, deep, fine, boundary, train=False)
   np.testing.assert_allclose(context, x[:, :6].reshape(2, 2, 3, 8), rtol=1e-3, atol=1e-3)
   if cross_scale:
-    np.testing.assert_allclose(fine_context, x[:, 6:].reshape(2, 2, 3, 8), rtol=1e-3, atol=1e-3)
+    grid = scales["fine"].shape
+    np.testing.assert_allclose(fine_context, x[:, 6:].reshape(grid), rtol=1e-3, atol=1e-3)
   else:
     assert fine_context is None
 

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap, laplacian_init
+from medlitenet_jax.models.medlitenet.boundary import (
+  START,
+  BoundaryGate,
+  BoundaryMap,
+  BoundaryScore,
+  laplacian_init,
+)
 
 
 def normal(*shape, seed=0):
@@ -18,13 +24,20 @@ def interpolation(size, larger):
   return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size)))
 
 
-def boundary_map(x, params):
-  """A 1x1 projection, then a 3x3 convolution padded with its border pixels."""
+def boundary_map(x, params, magnitude=False):
+  """A 1x1 projection, then a 3x3 convolution padded with its border pixels; maybe standardised."""
   x = x @ params["project"]["kernel"][0, 0]
   padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
   kernel = params["laplacian"]["kernel"][:, :, 0, 0]
+  if magnitude:
+    kernel = kernel - kernel.mean()
   _, h, w, _ = x.shape
-  return sum(kernel[u, v] * padded[:, u : u + h, v : v + w] for u, v in np.ndindex(3, 3))
+  y = sum(kernel[u, v] * padded[:, u : u + h, v : v + w] for u, v in np.ndindex(3, 3))
+  if not magnitude:
+    return y
+  y = np.abs(y)
+  mean, variance = y.mean((1, 2), keepdims=True), y.var((1, 2), keepdims=True)
+  return (y - mean) / np.sqrt(variance + 1e-5)
 
 
 def test_the_laplacian_adds_up_to_zero():
@@ -41,12 +54,27 @@ def test_the_laplacian_is_3x3_and_depthwise(shape):
     laplacian_init(None, shape)
 
 
+@pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("form", ["platform", "library"])
-def test_a_constant_map_has_no_boundary_not_even_at_the_frame(form):
+def test_a_constant_map_has_no_boundary_not_even_at_the_frame(form, magnitude):
   x = jnp.full((2, 5, 7, 3), 12.5)
-  response, _ = BoundaryMap(form=form).init_with_output(jax.random.key(0), x)
+  response, _ = BoundaryMap(magnitude, form=form).init_with_output(jax.random.key(0), x)
   assert response.shape == (2, 5, 7, 1)
   np.testing.assert_allclose(response, 0, atol=1e-5)
+
+
+def test_a_magnitude_stays_an_edge_detector_of_one_strength_whatever_is_learned(randomise):
+  x = np.zeros((1, 6, 8, 3), np.float32)
+  x[:, :, 4:] = 1
+  layer = BoundaryMap(magnitude=True)
+  variables = randomise(layer.init(jax.random.key(0), x))
+  response = np.asarray(layer.apply(variables, x))
+  assert np.all(response[0, :, 3:5] > 0)
+  assert response[0, :, [0, 1, 2, 5, 6, 7]].max() < 0
+  np.testing.assert_allclose(response.mean(), 0, atol=1e-5)
+  np.testing.assert_allclose(response.std(), 1, atol=1e-2)
+  for other in (100 * x, -x, x + 3):  # the same edge
+    np.testing.assert_allclose(layer.apply(variables, other), response, atol=1e-2)
 
 
 def test_a_new_map_responds_on_both_sides_of_an_edge_and_nowhere_else():
@@ -58,23 +86,25 @@ def test_a_new_map_responds_on_both_sides_of_an_edge_and_nowhere_else():
   np.testing.assert_allclose(np.delete(response, [3, 4], axis=2), 0, atol=1e-6)
 
 
-def test_map_is_equation_6(randomise):
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_map_is_equation_6(randomise, magnitude):
   x = normal(2, 5, 4, 3)
-  layer = BoundaryMap()
+  layer = BoundaryMap(magnitude)
   variables = randomise(layer.init(jax.random.key(0), x))
-  expected = boundary_map(x, variables["params"])
+  expected = boundary_map(x, variables["params"], magnitude)
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("grid", [None, (4, 6), (2, 3), (1, 1)])
-def test_gate_is_equations_6_to_9(randomise, grid):
+def test_gate_is_equations_6_to_9(randomise, grid, magnitude):
   x = normal(2, 4, 6, 5)
   context = None if grid is None else normal(2, *grid, 7, seed=1)
-  layer = BoundaryGate()
+  layer = BoundaryGate(magnitude)
   variables = randomise(layer.init(jax.random.key(0), x, context))
   p = variables["params"]
   assert ("context" in p) == (context is not None)
-  boundary = boundary_map(x, p["boundary"])
+  response = boundary = boundary_map(x, p["boundary"], magnitude)
   if context is not None:
     projected = context @ p["context"]["kernel"][0, 0] + p["context"]["bias"]
     rows, columns = interpolation(grid[0], 4), interpolation(grid[1], 6)
@@ -82,14 +112,34 @@ def test_gate_is_equations_6_to_9(randomise, grid):
   stacked = np.concatenate([x, boundary], axis=-1)
   gate = 1 / (1 + np.exp(-(stacked @ p["gate"]["kernel"][0, 0] + p["gate"]["bias"])))
   assert gate.shape == (2, 4, 6, 1)
-  np.testing.assert_allclose(layer.apply(variables, x, context), x * (1 + gate), rtol=1e-4)
+  gated, found = layer.apply(variables, x, context)
+  np.testing.assert_allclose(gated, x * (1 + gate), rtol=1e-4)
+  np.testing.assert_allclose(found, response, rtol=1e-3, atol=1e-4)
+
+
+def test_a_new_gate_of_a_magnitude_opens_at_boundaries_alone():
+  x = np.ones((1, 8, 8, 4), np.float32)
+  x[:, :, 4:] = 3
+  context = normal(1, 2, 2, 5)
+  (gated, response), _ = BoundaryGate(magnitude=True).init_with_output(
+    jax.random.key(0), x, context
+  )
+  expected = 1 + 1 / (1 + np.exp(-(np.asarray(response) + START)))
+  np.testing.assert_allclose(gated / x, np.broadcast_to(expected, x.shape), rtol=1e-4)
+  assert np.all((gated / x)[:, :, 3:5] > 1.3) and np.all((gated / x)[:, :, :3] < 1.15)
+
+
+def test_scores_of_a_boundary_are_a_line():
+  x = normal(2, 3, 4, 1)
+  params = {"scale": np.float32(2), "bias": np.float32(-3)}
+  np.testing.assert_allclose(BoundaryScore().apply({"params": params}, x), 2 * x - 3, rtol=1e-6)
 
 
 def test_the_gate_only_amplifies_and_at_most_doubles(randomise):
   x = 3 * normal(2, 6, 6, 4)
   layer = BoundaryGate()
   variables = randomise(layer.init(jax.random.key(0), x), seed=3)
-  factor = np.asarray(layer.apply(variables, x)) / x
+  factor = np.asarray(layer.apply(variables, x)[0]) / x
   assert factor.min() > 1 and factor.max() < 2
   np.testing.assert_allclose(
     factor, factor[..., :1] * np.ones(4), rtol=1e-4

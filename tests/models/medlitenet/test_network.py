@@ -291,6 +291,11 @@ def test_every_field_changes_the_network():
     "decoder_dims": (16, 12, 8, 4),
     "gate_stages": (0, 4),
     "boundary_bias_stage": 2,
+    "token_norm": True,
+    "pool_fine_tokens": False,
+    "position_cycles": 2.0,
+    "boundary_magnitude": True,
+    "aspp_grid": 16,
     "dropout": 0.3,
     "remat": True,
     **dict.fromkeys(REMOVED, False),
@@ -302,8 +307,10 @@ def test_every_field_changes_the_network():
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     step = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     rngs = {"dropout": jax.random.key(0)}
-    text = str(jax.make_jaxpr(lambda v, x: step(v, x, rngs=rngs))(variables, images(1, 64, 64)))
-    return re.sub("0x[0-9a-f]+", "", text)  # without the addresses of functions
+    traced = jax.make_jaxpr(lambda v, x: step(v, x, rngs=rngs))(variables, images(1, 64, 64))
+    arrays = [c for c in traced.consts if isinstance(c, np.ndarray)]
+    sums = [float(np.sum(array, dtype=np.float64)) for array in arrays]
+    return re.sub("0x[0-9a-f]+", "", f"{traced} {sums}")  # without the addresses of functions
 
   tree, text = shapes_of(small()), program(small())
   assert text == program(small())
@@ -344,6 +351,8 @@ def test_a_variant_gives_way_to_a_field():
     {"gate_stages": (0, 5)},
     {"boundary_bias_stage": 0},
     {"boundary_bias_stage": 5},
+    {"position_cycles": 0.0},
+    {"aspp_grid": -1},
     {"dropout": 1.0},
   ],
   ids=str,
