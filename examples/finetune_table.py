@@ -107,7 +107,7 @@ def score(workdir: Path, others: Path, *weights: str) -> np.ndarray:
   if not cases.is_file():
     launch(
       "--mode=evaluate",
-      *(weights or ["--config.train.start_from="]),
+      *weights,
       *data_flags(others),
       "--config.eval.split=all",
       f"--workdir={workdir}",

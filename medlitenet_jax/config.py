@@ -18,7 +18,7 @@ from medlitenet_jax.data.sources import SOURCES
 from medlitenet_jax.data.splits import ALL, SPLITS
 from medlitenet_jax.models.entry import Sizes
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import model_sizes, resolve_model
+from medlitenet_jax.models.registry import model_sizes, resolve_model, with_newer_fields
 from medlitenet_jax.scores.masks import STEPS
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
@@ -402,8 +402,14 @@ def load(workdir: Path) -> ConfigDict:
 
 
 def from_tree(tree: Mapping[str, Any]) -> ConfigDict:
-  """A locked configuration from parsed JSON."""
-  return ConfigDict(_lists_to_tuples(tree)).lock()
+  """A locked configuration from parsed JSON, as it was saved.
+
+  Fields that its network has got since then have the values that leave the network as it was.
+  """
+  config = ConfigDict(_lists_to_tuples(tree))
+  if isinstance(tree["model"], Mapping):
+    config.model = with_newer_fields(config.model.to_dict())
+  return config.lock()
 
 
 def _lists_to_tuples(tree):

@@ -74,6 +74,27 @@ def resolve_model(fields: Mapping[str, Any]) -> dict[str, Any]:
   return {"name": name, "variant": fields["variant"], **shared, name: own}
 
 
+def with_newer_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds the fields that a network has got since it was saved.
+
+  Args:
+    fields: `config.model` of a saved network.
+
+  Returns:
+    The same, and the module's default for each field of the network that is missing: a new field is
+    to leave saved networks as they are by its default, whatever it is in a variant of today.
+  """
+  name = fields.get("name")
+  if name not in NETWORKS or not isinstance(fields.get(name), Mapping):
+    return dict(fields)
+  defaults = {
+    field: default
+    for field, default in _attributes(NETWORKS[name].module).items()
+    if field not in SHARED_FIELDS and default is not dataclasses.MISSING
+  }
+  return {**fields, name: {**defaults, **fields[name]}}
+
+
 def _rules(entry: Entry, own: Mapping[str, Any]):
   """Applies a network's rules; a rule that fails on a value of the wrong type is an InputError."""
   try:

@@ -254,6 +254,15 @@ def test_a_field_that_the_file_lacks_has_the_modules_default(exported, tmp_path)
   assert load(path)(np.zeros((40, 50, 3), np.uint8)).shape == (40, 50)
 
 
+def test_a_variant_that_has_changed_since_leaves_the_file_as_it_is(exported, tmp_path, monkeypatch):
+  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("token_norm")))
+  variant = registry.NETWORKS["medlitenet"].variants["base"]
+  monkeypatch.setitem(variant, "token_norm", not variant.get("token_norm", False))
+  weights, before = (read_weights(p) for p in (path, exported / "finished.safetensors"))
+  assert weights.config.model == before.config.model
+  jax.tree.map(np.testing.assert_array_equal, weights.variables, before.variables)
+
+
 @pytest.mark.parametrize(
   ("change", "says"),
   [
