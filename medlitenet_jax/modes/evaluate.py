@@ -29,7 +29,7 @@ from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import CaseScore, score_case, summarise_scores
 from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.scores.statistics import Calibration
-from medlitenet_jax.system import devices, tables
+from medlitenet_jax.system import devices, limits, tables
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import replace_file
 from medlitenet_jax.system.starts import record_start
@@ -73,6 +73,7 @@ def evaluate(
   split = config.eval.split
   source = create_source(config.data, split, config.seed)
   seen = count_seen(networks, source.case_ids, split)
+  _refuse_without_room(networks, len(source), workdir)
   predict = create_predict(networks, config.eval.tta)
   threshold = config.eval.threshold or choose_threshold(predict, networks, config, workdir)
   rule = mask_rule(config.eval, threshold)
@@ -119,6 +120,21 @@ def _is_of_run(networks: Sequence[Network], workdir: Path) -> bool:
       "choose another --workdir"
     )
   return of_run
+
+
+def _refuse_without_room(networks: Sequence[Network], cases: int, workdir: Path) -> None:
+  """Refuses an evaluation whose maps will not fit on the disk: two of a byte a pixel, compressed.
+
+  Raises:
+    InputError: says how much room they need at least.
+  """
+  limits.refuse_more_than(
+    limits.free_disk(workdir),
+    cases * max(network.image_size for network in networks) ** 2,
+    f"{workdir}: the maps of {cases} cases take at least",
+    of="of the disk",
+    instead="make room, choose another --workdir, or set config.data.max_eval_images",
+  )
 
 
 def score_cases(

@@ -25,7 +25,10 @@ from medlitenet_jax import config as config_lib
 from medlitenet_jax.config import for_evaluation
 from medlitenet_jax.data.cases import split_hash
 from medlitenet_jax.inference.members import open_members
+from medlitenet_jax.inference.networks import create_network
+from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.modes.evaluate import evaluate
+from medlitenet_jax.system import limits
 from medlitenet_jax.system.errors import InputError
 
 SCORES = ("dice", "iou", "accuracy", "sensitivity", "specificity", "threshold_jaccard")
@@ -172,6 +175,18 @@ def test_uncertainty_is_drawn_for_every_case(evaluated, tmp_path):
       assert len(values) == cases
     assert min(means["uncertainty"]) > 0
     assert (max(means["disagreement"]) > 0) == disagrees
+
+
+def test_maps_that_do_not_fit_on_the_disk_are_refused_before_anything_is_computed(
+  tmp_path, monkeypatch
+):
+  run = copy_of_run(tmp_path)
+  config = resolved()
+  networks = [create_network(open_trained(run), config)]
+  monkeypatch.setattr(limits, "free_disk", lambda folder: 6 * 96**2 - 1)
+  with pytest.raises(InputError, match=r"maps of 6 cases take at least .* make room"):
+    evaluate(config, networks, run, "a test")
+  assert not (run / "eval").exists()
 
 
 def test_members_that_have_seen_a_case_are_refused(tmp_path):

@@ -28,6 +28,7 @@ from medlitenet_jax.inference.networks import Network
 from medlitenet_jax.modes.predict import predict
 from medlitenet_jax.modes.predict_output import SETTINGS_FILE
 from medlitenet_jax.scores.masks import MaskRule
+from medlitenet_jax.system import limits
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.lock import lock_folder
 from medlitenet_jax.system.tables import read_csv
@@ -273,6 +274,22 @@ def test_what_looks_like_no_dermoscopy_is_listed_first(tmp_path):
 def results(output: Path) -> dict:
   """What was written, without the list of starts, which each call adds to."""
   return {name: found for name, found in contents(output).items() if name != "starts.jsonl"}
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_computed(
+  tmp_path, monkeypatch
+):
+  photographs = write_photographs(tmp_path / "photographs")
+  least = 8 * sum(path.stat().st_size for path in photographs.iterdir())
+  for free, fits in ((least, True), (least - 1, False)):
+    monkeypatch.setattr(limits, "free_disk", lambda folder, free=free: free)
+    output = tmp_path / f"output{free}"
+    if fits:
+      assert predict_red([photographs], output)
+      continue
+    with pytest.raises(InputError, match=r"of 3 photographs take at least .* make room"):
+      predict_red([photographs], output)
+    assert not (output / "measurements.csv").exists()
 
 
 @pytest.fixture

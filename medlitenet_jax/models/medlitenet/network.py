@@ -232,68 +232,17 @@ class MedLiteNet(nn.Module):
     """
     chex.assert_shape(image, (None, None, None, 3))
     SIZES.check(*image.shape[1:3])
-    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    features = Encoder(self.encoder_blocks, self.remat, name="encoder", **common)(
+    features = Encoder(self.encoder_blocks, self.remat, name="encoder", **self._common)(
       image.astype(self.dtype), train=train
     )
-    *skips, deep = features
-
     boundaries: dict[str, Any] = {}
     context = None
+    *skips, deep = features
     if self.mixer:
-      boundary = None
-      if self.boundary_bias:
-        boundary = BoundaryMap(self.boundary_magnitude, name="bias_boundary", **common)(
-          features[self.boundary_bias_stage]
-        )
-        boundaries["bias"] = boundary
-      context, fine_context = CrossScaleMixer(
-        dim=self.mixer_dim,
-        layers=self.mixer_layers,
-        heads=self.mixer_heads,
-        mlp_ratio=self.mixer_mlp_ratio,
-        dropout=self.dropout,
-        cross_scale=self.cross_scale,
-        pooled=self.pool_fine_tokens,
-        normalised=self.token_norm,
-        cycles=self.position_cycles,
-        name="mixer",
-        **common,
-      )(deep, skips[3], boundary, train=train)
-      deep = LocalGlobalFusion(self.fusion, name="fusion", **common)(deep, context)
-      if fine_context is not None:
-        returned = Pointwise(STAGE_DIMS[2], name="fine_return", **common)(fine_context)
-        skips[3] = skips[3] + (
-          ops.upsample2x(returned, self.form) if self.pool_fine_tokens else returned
-        )
-
-    if self.aspp:
-      x = ASPP(
-        STAGE_DIMS[3],
-        self.aspp_branch_dim,
-        self.aspp_dilations,
-        self.aspp_grid,
-        name="aspp",
-        **common,
-      )(deep, train=train)
-    else:
-      x = Pointwise(STAGE_DIMS[3], use_bias=False, name="aspp", **common)(deep)
-      x = Norm("aspp", name="aspp_norm")(x, train=train)
-
-    gate_context = context if self.gate_context else None
-    if 0 in self.gate_stages:
-      x, boundaries["encoder"] = BoundaryGate(
-        self.boundary_magnitude, name="encoder_gate", **common
-      )(x, gate_context)
-    for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
-      gate = stage in self.gate_stages
-      decoder = DecoderStage(
-        dim, self.scse, gate, self.boundary_magnitude, name=f"decoder{stage}", **common
-      )
-      x, boundary = _call(decoder, x, skip, gate_context, remat=self.remat, train=train)
-      if gate:
-        boundaries[f"decoder{stage}"] = boundary
-    logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
+      deep, skips[3], context = self._mix(features, boundaries, train=train)
+    x = self._pyramid(deep, train=train)
+    x = self._decode(x, skips, context if self.gate_context else None, boundaries, train=train)
+    logits = Pointwise(1, result_dtype=jnp.float32, name="head", **self._common)(x)
     outputs = {"mask": ops.upsample2x(logits, self.form)}
     if self.boundary_magnitude:
       outputs["boundaries"] = {
@@ -301,3 +250,68 @@ class MedLiteNet(nn.Module):
         for place, boundary in boundaries.items()
       }
     return outputs if train else {**outputs, "features": summarised(features[:4])}
+
+  @property
+  def _common(self) -> dict[str, Any]:
+    return {"form": self.form, "dtype": self.dtype}
+
+  @nn.nowrap
+  def _mix(self, features, boundaries, *, train: bool):
+    """Stage-4 features with the global context, stage-3 features with theirs, and F_trans."""
+    fine, deep = features[3:]
+    boundary = None
+    if self.boundary_bias:
+      place = features[self.boundary_bias_stage]
+      boundary = BoundaryMap(self.boundary_magnitude, name="bias_boundary", **self._common)(place)
+      boundaries["bias"] = boundary
+    context, fine_context = CrossScaleMixer(
+      dim=self.mixer_dim,
+      layers=self.mixer_layers,
+      heads=self.mixer_heads,
+      mlp_ratio=self.mixer_mlp_ratio,
+      dropout=self.dropout,
+      cross_scale=self.cross_scale,
+      pooled=self.pool_fine_tokens,
+      normalised=self.token_norm,
+      cycles=self.position_cycles,
+      name="mixer",
+      **self._common,
+    )(deep, fine, boundary, train=train)
+    deep = LocalGlobalFusion(self.fusion, name="fusion", **self._common)(deep, context)
+    if fine_context is not None:
+      returned = Pointwise(STAGE_DIMS[2], name="fine_return", **self._common)(fine_context)
+      pooled = self.pool_fine_tokens
+      fine = fine + (ops.upsample2x(returned, self.form) if pooled else returned)
+    return deep, fine, context
+
+  @nn.nowrap
+  def _pyramid(self, deep, *, train: bool):
+    """The ASPP, or the 1x1 convolution in its place."""
+    if self.aspp:
+      return ASPP(
+        STAGE_DIMS[3],
+        self.aspp_branch_dim,
+        self.aspp_dilations,
+        self.aspp_grid,
+        name="aspp",
+        **self._common,
+      )(deep, train=train)
+    x = Pointwise(STAGE_DIMS[3], use_bias=False, name="aspp", **self._common)(deep)
+    return Norm("aspp", name="aspp_norm")(x, train=train)
+
+  @nn.nowrap
+  def _decode(self, x, skips, context, boundaries, *, train: bool):
+    """The gate at the encoder's end and the decoder's stages; notes their boundary maps."""
+    magnitude = self.boundary_magnitude
+    if 0 in self.gate_stages:
+      gate = BoundaryGate(magnitude, name="encoder_gate", **self._common)
+      x, boundaries["encoder"] = gate(x, context)
+    for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
+      gated = stage in self.gate_stages
+      decoder = DecoderStage(
+        dim, self.scse, gated, magnitude, name=f"decoder{stage}", **self._common
+      )
+      x, boundary = _call(decoder, x, skip, context, remat=self.remat, train=train)
+      if gated:
+        boundaries[f"decoder{stage}"] = boundary
+    return x
