@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
   config.augment.gamma_range = (0.7, 1.4)  # exponent
   config.augment.clahe_probability = 0.2
   config.augment.clahe_clip_limit = (1.0, 2.0)
-  config.augment.clahe_tiles = 8  # tiles per side
+  config.augment.clahe_tiles = 8  # tiles per side, of at least 32 pixels
   config.augment.noise_probability = 0.2
   config.augment.noise_std = (0.0, 0.04)  # of full scale
   config.augment.blur_probability = 0.2
@@ -118,6 +118,7 @@ def get_config() -> ConfigDict:
   # Stages with a boundary-aware gate: 0 is the encoder's end, 1 to 4 the decoder's stages.
   medlitenet.gate_stages = config_dict.placeholder(tuple)
   medlitenet.mixer = True
+  medlitenet.attention = True  # of the mixer's layers
   medlitenet.cross_scale = True  # stage-3 tokens join those of stage 4
   medlitenet.boundary_bias = True  # boundary map biases the attention
   medlitenet.boundary_bias_stage = 1  # encoder stage of that boundary map, 1 to 4
@@ -137,13 +138,13 @@ def get_config() -> ConfigDict:
   config.loss.bce = ConfigDict()  # cross-entropy
   config.loss.bce.weight = 0.5
   config.loss.bce.boundary_weight = 0.0  # extra weight of pixels near the border
-  config.loss.bce.boundary_width = 3  # pixels on either side of the border
+  config.loss.bce.boundary_width = 0.012  # on either side of the border, of the image's side
   config.loss.dice = ConfigDict()
   config.loss.dice.weight = 0.5
   config.loss.dice.epsilon = 1.0  # pixels
   config.loss.boundaries = ConfigDict()  # of the network's boundary maps against the mask's border
   config.loss.boundaries.weight = 0.0
-  config.loss.boundaries.width = 1  # pixels on either side of the border
+  config.loss.boundaries.width = 0.005  # on either side of the border, of the image's side
 
   config.optim = ConfigDict()
   config.optim.name = "adamw"  # adamw, sgd

@@ -120,7 +120,7 @@ def launch(*arguments: str) -> None:
   """Runs the project's command."""
   command = [sys.executable, str(ROOT / "launch.py"), *arguments]
   print(*command[1:], file=sys.stderr, flush=True)
-  subprocess.run(command, check=True)
+  subprocess.run(command, check=True, stdout=sys.stderr)  # the table alone goes to stdout
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def get_config():
   config = base.get_config()
   with config.unlocked():
     config.model.name = "guest"
-    config.loss.edge = ConfigDict({"weight": 0.5, "width": 1})
+    config.loss.edge = ConfigDict({"weight": 0.5, "width": 0.02})
   return config
 """
 

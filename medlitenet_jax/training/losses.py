@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medlitenet_jax.config import LARGEST_SIDE
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.system.rules import Rule, number, one_of, whole
+from medlitenet_jax.system.rules import Rule, number, one_of
 
 
 def _as_float32(logits, mask):
@@ -70,12 +69,13 @@ def dice_loss(logits, mask, epsilon: float = 1.0):
   return 1 - (2 * overlap + epsilon) / (total + epsilon)
 
 
-def boundary_band(mask, width: int):
-  """Marks the pixels that have both lesion and skin in the square that reaches `width` pixels out.
+def boundary_band(mask, width: float):
+  """Marks the pixels that have both lesion and skin in the square that reaches `width` out.
 
   Args:
     mask: [B, H, W, 1] ground truth, 0 or 1, any dtype.
-    width: in pixels, on either side of the border; 0 marks nothing.
+    width: on either side of the border, as a fraction of the height; at least one pixel. 0 marks
+      nothing.
 
   Returns:
     [B, H, W, 1] float32, 1 on the band and 0 elsewhere.
@@ -85,7 +85,7 @@ def boundary_band(mask, width: int):
   """
   chex.assert_shape(mask, (None, None, None, 1))
   mask = mask.astype(jnp.float32)
-  side = 2 * width + 1
+  side = 2 * max(1, round(width * mask.shape[1])) + 1 if width else 1
 
   def spread(x):
     x = nn.max_pool(x, (side, 1), padding="SAME")
@@ -94,7 +94,7 @@ def boundary_band(mask, width: int):
   return spread(mask) * spread(1 - mask)
 
 
-def _bce_term(outputs, targets, *, boundary_weight: float, boundary_width: int):
+def _bce_term(outputs, targets, *, boundary_weight: float, boundary_width: float):
   """Cross-entropy of the mask; pixels near the border have the weight 1 + boundary_weight."""
   weight = None
   if boundary_weight:
@@ -107,7 +107,7 @@ def _dice_term(outputs, targets, *, epsilon: float):
   return dice_loss(outputs["mask"], targets["mask"], epsilon)
 
 
-def _boundaries_term(outputs, targets, *, width: int):
+def _boundaries_term(outputs, targets, *, width: float):
   """Mean of cross-entropy and soft Dice of every boundary map that the network returns.
 
   A cell of a map is on the border if a pixel in it is.
@@ -141,10 +141,10 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
   "bce": Term(
-    _bce_term, {"boundary_weight": number(least=0), "boundary_width": whole(0, LARGEST_SIDE)}
+    _bce_term, {"boundary_weight": number(least=0), "boundary_width": number(least=0, most=1)}
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
-  "boundaries": Term(_boundaries_term, {"width": whole(0, LARGEST_SIDE)}),
+  "boundaries": Term(_boundaries_term, {"width": number(least=0, most=1)}),
 }
 
 

@@ -15,7 +15,7 @@ from medlitenet_jax.system.rules import one_of
 def create_schedule(
   total_updates, *, learning_rate, final_learning_rate, warmup_updates
 ) -> optax.Schedule:
-  """Linear warm-up from 0, then half a cosine down to the final rate.
+  """Linear warm-up, then half a cosine down to the final rate.
 
   Optax has this schedule too, but takes no arguments of a compiled function.
 
@@ -33,7 +33,7 @@ def create_schedule(
   warmup = jnp.minimum(warmup_updates, total_updates // 10)
 
   def schedule(update):
-    rising = learning_rate * update / jnp.maximum(warmup, 1)
+    rising = learning_rate * (update + 1) / jnp.maximum(warmup, 1)
     done = jnp.clip((update - warmup) / (total - warmup), 0, 1)
     share = 0.5 * (1 + jnp.cos(jnp.pi * done))
     falling = final_learning_rate + (learning_rate - final_learning_rate) * share

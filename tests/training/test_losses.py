@@ -15,10 +15,10 @@ from medlitenet_jax.training.losses import (
 )
 
 
-def objective(*, bce=0.5, dice=0.5, boundary_weight=0.0):
+def objective(*, bce=0.5, dice=0.5, boundary_weight=0.0, width=3 / 8):
   """A function (logits, mask) to (loss, parts)."""
   terms = {
-    "bce": {"weight": bce, "boundary_weight": boundary_weight, "boundary_width": 3},
+    "bce": {"weight": bce, "boundary_weight": boundary_weight, "boundary_width": width},
     "dice": {"weight": dice, "epsilon": 1.0},
   }
   loss_fn = create_objective(terms)
@@ -86,7 +86,7 @@ class EagerAndCompiled(chex.TestCase):
     mask[3] = 1
     for width in range(4):
       expected = band(mask, width)
-      got = self.variant(boundary_band, static_argnums=1)(jnp.asarray(mask), width)
+      got = self.variant(boundary_band, static_argnums=1)(jnp.asarray(mask), width / 9)
       assert got.dtype == jnp.float32
       np.testing.assert_array_equal(got, expected)
       assert not expected[3:].any() and expected[:3].any() == (width > 0)
@@ -157,7 +157,9 @@ def test_boundary_weight_stresses_mistakes_at_the_border():
   near, far = (20 * mask - 10 for _ in range(2))
   near[0, 8, 8:24] *= -1  # the lesion's first row is missed
   far[0, 0, 8:24] *= -1  # as many pixels of skin, at the frame
-  plain, weighted = (objective(dice=0.0, boundary_weight=weight) for weight in (0.0, 2.0))
+  plain, weighted = (
+    objective(dice=0.0, boundary_weight=weight, width=3 / 32) for weight in (0.0, 2.0)
+  )
   np.testing.assert_allclose(plain(near, mask)[0], plain(far, mask)[0], rtol=1e-5)
   assert weighted(near, mask)[0] > 2 * weighted(far, mask)[0]
 
@@ -168,7 +170,7 @@ def test_boundary_maps_are_compared_with_the_border_in_each_of_their_cells():
   mask[1, :, 8:] = 1
   rng = np.random.default_rng(0)
   maps = {side: rng.normal(size=(2, side, side, 1)).astype(np.float32) for side in (4, 16)}
-  terms = {"boundaries": {"weight": 1.0, "width": 1}}
+  terms = {"boundaries": {"weight": 1.0, "width": 0.005}}  # less than a pixel: one
   loss, parts = create_objective(terms)({"boundaries": maps}, {"mask": mask})
   expected = []
   for side, logits in maps.items():

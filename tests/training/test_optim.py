@@ -35,8 +35,8 @@ def create_optimizer(**fields):
 
 def test_schedule_warms_up_peaks_and_decays():
   schedule = optim.create_schedule(1100, **RATES, warmup_updates=100)
-  assert schedule(0) == 0
-  np.testing.assert_allclose(schedule(50), 5e-4, rtol=1e-5)
+  np.testing.assert_allclose(schedule(0), 1e-5, rtol=1e-5)  # no update is wasted
+  np.testing.assert_allclose(schedule(49), 5e-4, rtol=1e-5)
   np.testing.assert_allclose(schedule(100), 1e-3, rtol=1e-5)
   np.testing.assert_allclose(schedule(600), (1e-3 + 1e-6) / 2, rtol=1e-4)  # half the cosine
   np.testing.assert_allclose(schedule(350), 1e-6 + (1e-3 - 1e-6) * (1 + 0.5**0.5) / 2, rtol=1e-4)
@@ -56,8 +56,8 @@ def test_a_short_run_warms_up_for_a_tenth(total):
 def test_the_tenth_is_rounded_down_and_the_last_update_is_at_the_final_rate():
   schedule = optim.create_schedule(95, **RATES, warmup_updates=100)
   rates = [schedule(update) for update in range(95)]
-  assert np.argmax(rates) == 9
-  np.testing.assert_allclose(rates[:10], 1e-3 * np.arange(10) / 9, rtol=1e-5)
+  assert np.argmax(rates) in (8, 9)  # the last of the warm-up and the first of the cosine
+  np.testing.assert_allclose(rates[:9], 1e-3 * np.arange(1, 10) / 9, rtol=1e-5)
   one = optim.create_schedule(1, **RATES, warmup_updates=100)
   np.testing.assert_allclose([one(0), one(1)], [1e-3, 1e-6], rtol=1e-4)
 

@@ -49,7 +49,7 @@ def draw_applied(rng: np.random.Generator, policy: AugmentPolicy) -> dict[str, n
 
 
 def draw_geometry(
-  policy: AugmentPolicy, applied: Mapping[str, np.ndarray]
+  policy: AugmentPolicy, applied: Mapping[str, np.ndarray], aspect: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
   """The map from points of the view to positions in the photograph.
 
@@ -61,6 +61,8 @@ def draw_geometry(
   Args:
     policy: gives the ranges.
     applied: result of `draw_applied`.
+    aspect: width of the photograph over its height. The view is square, so what it shows is
+      squashed; a rotation takes place before that, for it would shear what is squashed.
 
   Returns:
     matrix: [2, 2], x before y.
@@ -77,7 +79,8 @@ def draw_geometry(
   if (draw := applied.get("rotate")) is not None:
     angle = np.deg2rad(between(policy.rotate_degrees, draw[0]))
     cos, sin = np.cos(angle), np.sin(angle)
-    matrix = matrix @ [[cos, -sin], [sin, cos]]
+    ratio = aspect * window[0] / window[1]
+    matrix = matrix @ [[cos, -sin / ratio], [sin * ratio, cos]]
   if (draw := applied.get("scale")) is not None:
     matrix = matrix / between(policy.scale_range, draw[0])
   if (draw := applied.get("translate")) is not None:
@@ -130,7 +133,7 @@ def _warp(image, mask, image_size, policy, applied):
   """Applies the geometric augmentations to photograph and mask; sides of image_size pixels."""
   if not any(name in applied for name in _GEOMETRIC):
     return resize_image(image, image_size, image_size), resize_mask(mask, image_size, image_size)
-  matrix, offset, bend = draw_geometry(policy, applied)
+  matrix, offset, bend = draw_geometry(policy, applied, image.shape[1] / image.shape[0])
   most = np.maximum(image_size, image.shape[1::-1])
   width, height = needed_size(matrix, image_size, most).tolist()
   pair = resize_image(image, height, width), mask_coverage(mask, height, width)

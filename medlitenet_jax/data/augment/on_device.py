@@ -16,6 +16,7 @@ import numpy as np
 
 from medlitenet_jax.data.augment.draws import between
 from medlitenet_jax.data.augment.geometry import draw_applied, draw_geometry, needed_size
+from medlitenet_jax.data.augment.photometric import clahe_tiles
 from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.images.resize import mask_coverage, resize_image
 from medlitenet_jax.system.errors import InputError
@@ -58,7 +59,7 @@ def pack_view(
     The parameters, float32: "matrix" [2, 2], "offset" [2], "bend" [G, G, 2] and scalars.
   """
   applied = draw_applied(rng, policy)
-  matrix, offset, bend = draw_geometry(policy, applied)
+  matrix, offset, bend = draw_geometry(policy, applied, image.shape[1] / image.shape[0])
   side = CANVAS * image_size
   # As in evaluation, a photograph smaller than the view is enlarged first.
   height, width = (min(max(size, image_size), side) for size in image.shape[:2])
@@ -113,7 +114,8 @@ def unpack_views(
   image = jnp.round(view[..., :3])
   image = jax.vmap(_tone)(image, packed["contrast"], packed["brightness"], packed["gamma"])
   if policy.clahe_probability:
-    image = jax.vmap(lambda a, clip: _clahe(a, clip, policy.clahe_tiles))(image, packed["clahe"])
+    tiles = clahe_tiles(policy.clahe_tiles, size)
+    image = jax.vmap(lambda a, clip: _clahe(a, clip, tiles))(image, packed["clahe"])
   if policy.blur_probability:
     reach = round(3 * policy.blur_sigma[1] * size) + 1
     image = jax.vmap(lambda a, sigma: _blur(a, sigma * size, reach))(image, packed["blur"])

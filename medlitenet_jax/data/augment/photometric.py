@@ -23,6 +23,7 @@ from medlitenet_jax.data.augment.draws import between, generator, normal
 # wavelengths. A density remains a factor on levels that are gamma-encoded.
 MELANIN = np.array((0.55, 1.0, 1.35))
 BROWN_HAIR = np.array((105.0, 62.0, 38.0))  # RGB levels of the brownest hair drawn
+SMALLEST_TILE = 32  # pixels a side, see `clahe_tiles`
 BORDER_GRAIN = 0.008  # of the side; a fading border keeps finer detail, such as hairs and pores
 BORDER_GRID = 96  # side in pixels at which the fading, which is smooth, is computed
 
@@ -55,7 +56,8 @@ def change_photograph(
   if "brightness_contrast" in applied or "gamma" in applied:
     image = _tone_curve(image, policy, applied)
   if (draw := applied.get("clahe")) is not None:
-    image = _clahe(image, between(policy.clahe_clip_limit, draw[0]), policy.clahe_tiles)
+    tiles = clahe_tiles(policy.clahe_tiles, image.shape[0])
+    image = _clahe(image, between(policy.clahe_clip_limit, draw[0]), tiles)
   if (draw := applied.get("blur")) is not None:
     sigma = between(policy.blur_sigma, draw[0]) * image.shape[0]
     if sigma > 0:  # OpenCV would choose a sigma for 0
@@ -186,6 +188,19 @@ def _tone_curve(image, policy, applied):
   if (draw := applied.get("gamma")) is not None:
     levels = levels ** between(policy.gamma_range, draw[0])
   return cv2.LUT(image, np.rint(levels * 255).astype(np.uint8))
+
+
+def clahe_tiles(most: int, size: int) -> int:
+  """Tiles per side of a CLAHE, so many that each has at least `SMALLEST_TILE` pixels a side.
+
+  The clip limit is a multiple of the mean count of a bin; in a smaller tile, which has hardly a
+  pixel for each of the 256 bins, OpenCV's whole counts cannot keep it.
+
+  Args:
+    most: greatest number, that of the policy.
+    size: of the picture, in pixels a side.
+  """
+  return max(1, min(most, size // SMALLEST_TILE))
 
 
 def _clahe(image, clip_limit, tiles):

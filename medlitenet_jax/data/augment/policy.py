@@ -44,7 +44,8 @@ class AugmentPolicy:
     contrast_range: factor on the difference from the photograph's mean.
     gamma_range: exponent of a level in [0, 1]; above 1 darkens.
     clahe_clip_limit: limit on the contrast, as a multiple of a flat histogram's height.
-    clahe_tiles: number of tiles per side; the lightness is equalised in each.
+    clahe_tiles: number of tiles per side, fewer in small pictures; the lightness is equalised in
+      each.
     noise_std: standard deviation as a fraction of full scale; each pixel and channel independent.
     blur_sigma: standard deviation of the Gaussian.
     hairs_count: number of hairs, mostly dark.

@@ -136,6 +136,7 @@ class TransformerLayer(nn.Module):
     mlp_ratio: ratio of the feed-forward network's hidden channels to the token's channels.
     dropout: rate on both residual branches in training.
     normalised: whether the attention normalises queries and keys.
+    attends: whether there is attention; without it each token is by itself.
     dtype: compute dtype; LayerNorm computes in float32.
   """
 
@@ -143,18 +144,20 @@ class TransformerLayer(nn.Module):
   mlp_ratio: int
   dropout: float = 0.0
   normalised: bool = False
+  attends: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, boundary=None, *, train: bool):
     """Maps [B, N, D] tokens, with [B, N] boundary strengths or None, to [B, N, D]."""
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-    y = BoundaryBiasedAttention(self.heads, self.normalised, self.dtype, name="attention")(
-      y, boundary
-    )
-    note(self, "attention_size", functools.partial(_relative_size, y, x))
-    x = x + drop(y)
+    if self.attends:
+      y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+      y = BoundaryBiasedAttention(self.heads, self.normalised, self.dtype, name="attention")(
+        y, boundary
+      )
+      note(self, "attention_size", functools.partial(_relative_size, y, x))
+      x = x + drop(y)
     y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
     y = Linear(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp_in")(y)
     y = Linear(x.shape[-1], self.dtype, name="mlp_out")(nn.gelu(y))
@@ -175,6 +178,7 @@ class CrossScaleMixer(nn.Module):
     mlp_ratio: ratio of the feed-forward networks' hidden channels to `dim`.
     dropout: rate in training.
     cross_scale: whether stage-3 tokens take part.
+    attends: whether the layers have attention.
     pooled: whether the stage-3 map is first average-pooled to the grid of stage 4.
     normalised: whether a LayerNorm precedes the positional encoding, and queries and keys are
       normalised.
@@ -189,6 +193,7 @@ class CrossScaleMixer(nn.Module):
   mlp_ratio: int
   dropout: float = 0.0
   cross_scale: bool = True
+  attends: bool = True
   pooled: bool = True
   normalised: bool = False
   cycles: float = 16.0
@@ -236,6 +241,7 @@ class CrossScaleMixer(nn.Module):
         self.mlp_ratio,
         self.dropout,
         self.normalised,
+        self.attends,
         dtype=self.dtype,
         name=f"layer{i + 1}",
       )(x, boundary, train=train)

@@ -167,6 +167,7 @@ class MedLiteNet(nn.Module):
     decoder_dims: channels of the four decoder stages, deepest first.
     gate_stages: stages with a gate: 0 the encoder's end, 1 to 4 the decoder's stages.
     mixer: whether there is a mixer (and with it fusion and eq. 7).
+    attention: whether the mixer's layers have self-attention.
     cross_scale: whether stage-3 tokens take part in the mixer.
     boundary_bias: whether a boundary map biases the attention.
     boundary_bias_stage: encoder stage that the map is computed from.
@@ -196,6 +197,7 @@ class MedLiteNet(nn.Module):
   decoder_dims: tuple[int, ...]
   gate_stages: tuple[int, ...]
   mixer: bool = True
+  attention: bool = True
   cross_scale: bool = True
   boundary_bias: bool = True
   boundary_bias_stage: int = 1
@@ -260,7 +262,7 @@ class MedLiteNet(nn.Module):
     """Stage-4 features with the global context, stage-3 features with theirs, and F_trans."""
     fine, deep = features[3:]
     boundary = None
-    if self.boundary_bias:
+    if self.boundary_bias and self.attention:
       place = features[self.boundary_bias_stage]
       boundary = BoundaryMap(self.boundary_magnitude, name="bias_boundary", **self._common)(place)
       boundaries["bias"] = boundary
@@ -271,6 +273,7 @@ class MedLiteNet(nn.Module):
       mlp_ratio=self.mixer_mlp_ratio,
       dropout=self.dropout,
       cross_scale=self.cross_scale,
+      attends=self.attention,
       pooled=self.pool_fine_tokens,
       normalised=self.token_norm,
       cycles=self.position_cycles,

@@ -132,11 +132,26 @@ def test_flip_is_exact(name, axis, size):
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, 3), (180.0, 2)])
 def test_rotation_by_quarter_turns(degrees, turns):
   image, mask = texture(150)
-  image, mask = image[:, :120], mask[:, :120]
   turned, turned_mask = run(only(("rotate",), rotate_degrees=(degrees, degrees)), image, mask)
   expected = np.rot90(resize_image(image, SIZE, SIZE), turns).astype(int)
   assert np.abs(turned - expected).max() <= 1
   assert np.mean(turned_mask != np.rot90(resize_mask(mask, SIZE, SIZE), turns)) < 1e-3
+
+
+@pytest.mark.parametrize(
+  ("angle", "names"), [(37.0, ("rotate",)), (90.0, ("rotate",)), (37.0, ("crop", "rotate"))]
+)
+def test_rotation_does_not_shear_what_is_not_square(angle, names):
+  """A disc stays the same ellipse in the squashed view, whichever way it is turned."""
+  mask = cv2.circle(np.zeros((240, 420), np.uint8), (210, 120), 26, 1, -1)
+  image = np.repeat(mask[..., None] * np.uint8(200), 3, axis=2)
+  policy = {"crop_scale": (0.9, 0.9), "crop_ratio": (1.15, 1.15)}
+  still, turned = (
+    run(only(names, rotate_degrees=(a, a), **policy), image, mask)[1] for a in (0.0, angle)
+  )
+  sides = [np.ptp(np.nonzero(view), axis=1) for view in (still, turned)]
+  assert sides[0][0] > 1.4 * sides[0][1]  # squashed
+  assert np.abs(sides[0] - sides[1]).max() <= 1 and abs(1 - turned.sum() / still.sum()) < 0.05
 
 
 @pytest.mark.parametrize("pixels", (7, -5))

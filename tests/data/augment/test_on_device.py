@@ -106,7 +106,7 @@ def test_noise_has_the_standard_deviation_asked_for_and_is_new_for_each_photogra
 
 def test_clahe_is_opencvs_where_a_side_is_no_multiple_of_the_tiles():
   policy = dataclasses.replace(ALONE["clahe"], clahe_tiles=7, clahe_clip_limit=(2.0, 2.0))
-  assert_alike(pairs([(192, 192)]), policy, 1.6)
+  assert_alike(pairs([(240, 240)]), policy, 1.6)
 
 
 def open_batches(**settings):

@@ -249,6 +249,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
 # What each switch takes out of the tree of parameters: paths that contain one of these.
 REMOVED = {
   "mixer": ("params/mixer/", "params/fusion/", "fine_return", "bias_boundary", "gate/context/"),
+  "attention": ("/attention/", "/attention_norm/", "bias_boundary"),
   "cross_scale": ("project_fine", "fine_return"),
   "boundary_bias": ("bias_boundary", "boundary_weight"),
   "fusion": ("fusion/mix/",),
