@@ -1,5 +1,6 @@
 """The threshold of the highest Dice on validation cases, chosen by an evaluation."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.data.splits import ALL
 from medlitenet_jax.inference.networks import Network, Predict
 from medlitenet_jax.inference.stream import predict_cases
-from medlitenet_jax.scores.masks import PLAIN_THRESHOLD
-from medlitenet_jax.scores.metrics import Confusion, scores_from_counts
+from medlitenet_jax.scores.masks import PLAIN_THRESHOLD, MaskRule
+from medlitenet_jax.scores.metrics import Confusion, confusion_of_masks, scores_from_counts
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import read_json, replace_file
@@ -46,10 +47,32 @@ def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
   return scores_from_counts(Confusion(tp, fp, fn, truth.size - tp - fp - fn))["dice"]
 
 
+def dice_by_rule(probs: np.ndarray, truth: np.ndarray, low: float, steps: tuple) -> np.ndarray:
+  """`dice_by_threshold` of masks that are made with hysteresis or cleaned up.
+
+  Args:
+    probs: [S, S] float32.
+    truth: [H, W] uint8, 0 or 1.
+    low: lower threshold of the hysteresis, or 0.
+    steps: of the clean-up, see `MaskRule`.
+
+  Returns:
+    [STEPS] float64; 0 for the thresholds that are not above `low`.
+  """
+  dice = np.zeros(STEPS)
+  for k in range(1, STEPS):
+    if k / STEPS > low:
+      mask = MaskRule(k / STEPS, low, steps).mask(probs, *truth.shape)
+      dice[k] = scores_from_counts(confusion_of_masks(mask, truth))["dice"]
+  return dice
+
+
 def choose_threshold(
   predict: Predict, networks: Sequence[Network], config: ConfigDict, workdir: Path
 ) -> float:
   """Finds the threshold of the highest mean Dice on the validation split.
+
+  The masks are made as those that are scored, with the hysteresis and clean-up that are on.
 
   Args:
     predict: runs the networks, as `create_predict` makes it.
@@ -61,14 +84,21 @@ def choose_threshold(
     A multiple of 1 / STEPS in (0, 1); of equally good ones the nearest to one half.
 
   Raises:
-    InputError: if the validation split is among what is scored, or `eval.hysteresis_low` is not
-      under the chosen threshold.
+    InputError: if the validation split is among what is scored, or no threshold lies above
+      `eval.hysteresis_low`.
   """
   if config.eval.split in ("val", ALL):
     raise InputError(
       "config.eval.threshold=0 chooses the threshold on val, which is among what is scored; "
       "give a number, or score another split"
     )
+  low, steps = config.eval.hysteresis_low, config.eval.postprocess
+  if low >= (STEPS - 1) / STEPS:
+    raise InputError(
+      f"config.eval.hysteresis_low is {low!r}, which leaves no threshold above it to be chosen"
+    )
+  rule = functools.partial(dice_by_rule, low=low, steps=steps)
+  curve_of = rule if low or steps else dice_by_threshold
   source = create_source(config.data, "val", config.seed)
   sizes = [network.image_size for network in networks]
   cases = predict_cases(predict, source, sizes, config)
@@ -80,7 +110,7 @@ def choose_threshold(
     dynamic_ncols=True,
     disable=not devices.is_main_process(),
   )
-  curves = ((case.index, dice_by_threshold(maps.probs, case.mask).tolist()) for case, maps in bar)
+  curves = ((case.index, curve_of(maps.probs, case.mask).tolist()) for case, maps in bar)
   dice = np.mean(devices.gather_cases(curves), axis=0)
   best = np.flatnonzero(dice[1:] == dice[1:].max()) + 1
   chosen = float(min(best, key=lambda k: abs(k / STEPS - PLAIN_THRESHOLD)) / STEPS)
@@ -98,7 +128,7 @@ def choose_threshold(
     replace_file(workdir / THRESHOLD_FILE, text)
 
   devices.on_main_process(keep)
-  return _above_hysteresis(chosen, config)
+  return chosen
 
 
 def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Path) -> float:
@@ -113,8 +143,8 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     The threshold.
 
   Raises:
-    InputError: if none was chosen, if it was chosen for other networks or another test-time
-      augmentation, or if `eval.hysteresis_low` is not under it.
+    InputError: if none was chosen, or if it was chosen for other networks, another test-time
+      augmentation, or masks that are made in another way.
   """
   path = workdir / THRESHOLD_FILE
   try:
@@ -129,17 +159,8 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
     ) from error
   if made_by != _identity(networks, config):
     raise InputError(
-      f"{path}: was chosen for another network or test-time augmentation; evaluate with "
-      "config.eval.threshold=0 again, or give a number"
-    )
-  return _above_hysteresis(threshold, config)
-
-
-def _above_hysteresis(threshold: float, config: ConfigDict) -> float:
-  if config.eval.hysteresis_low >= threshold:
-    raise InputError(
-      f"config.eval.hysteresis_low is {config.eval.hysteresis_low!r}; it must lie under the "
-      f"threshold that was chosen on val, which is {threshold:g}"
+      f"{path}: was chosen for another network, test-time augmentation, hysteresis or clean-up; "
+      "evaluate with config.eval.threshold=0 again, or give a number"
     )
   return threshold
 
@@ -156,4 +177,6 @@ def _identity(networks: Sequence[Network], config: ConfigDict) -> dict[str, Any]
       for network in networks
     ],
     "tta": config.eval.tta,
+    "hysteresis_low": config.eval.hysteresis_low,
+    "postprocess": list(config.eval.postprocess),
   }

@@ -13,9 +13,11 @@ from medlitenet_jax.inference.networks import Network
 from medlitenet_jax.inference.threshold import (
   THRESHOLD_FILE,
   choose_threshold,
+  dice_by_rule,
   dice_by_threshold,
   read_threshold,
 )
+from medlitenet_jax.scores.masks import MaskRule
 from medlitenet_jax.system.errors import InputError
 
 ORIGIN = {"step": 7, "validation": {"dice": 0.8}}
@@ -67,12 +69,32 @@ def test_the_best_threshold_is_chosen_and_kept(config, tmp_path):
   assert read_threshold([NETWORK], config, workdir) == chosen
   with config.unlocked():
     config.eval.hysteresis_low = 0.3
-  for use in (
-    lambda: choose_threshold(darkness, [NETWORK], config, workdir),
-    lambda: read_threshold([NETWORK], config, workdir),
-  ):
-    with pytest.raises(InputError, match=r"hysteresis_low is 0\.3; it must lie under"):
-      use()
+  with pytest.raises(InputError, match="another network, test-time augmentation, hysteresis"):
+    read_threshold([NETWORK], config, workdir)
+  assert choose_threshold(darkness, [NETWORK], config, workdir) > 0.3
+  assert read_threshold([NETWORK], config, workdir) > 0.3
+  with config.unlocked():
+    config.eval.hysteresis_low = 0.99
+  with pytest.raises(InputError, match="leaves no threshold above it"):
+    choose_threshold(darkness, [NETWORK], config, workdir)
+
+
+def test_thresholds_are_tried_on_masks_as_they_are_scored():
+  """Specks of a high probability, which a clean-up drops, and a lesion of a lower one."""
+  probs, truth = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.uint8)
+  truth[20:50, 20:50] = 1
+  probs[20:50, 20:50] = 0.6
+  probs[2:60:6, 4] = 0.9
+  plain = dice_by_threshold(probs, truth)
+  cleaned = dice_by_rule(probs, truth, 0.0, ("keep_largest",))
+  assert cleaned[55] == 1 > plain[55]
+  for low in (0.0, 0.3):
+    found = dice_by_rule(probs, truth, low, ("keep_largest",))
+    for k in range(1, 100, 7):
+      mask = MaskRule(k / 100, low if k / 100 > low else 0.0, ("keep_largest",)).mask(probs, 64, 64)
+      expected = 2 * np.sum(mask & truth) / (mask.sum() + truth.sum())
+      assert found[k] == pytest.approx(expected if k / 100 > low else 0)
+  np.testing.assert_allclose(dice_by_rule(probs, truth, 0.0, ())[1:], plain[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["val", "all"])
