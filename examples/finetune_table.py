@@ -53,7 +53,8 @@ def main() -> None:
       for draw in range(DRAWS):
         name = f"{size}_{draw}"
         workdir = flags.output / recipe.removesuffix(".py") / name
-        launch(*arguments, *data_flags(flags.output / name), f"--workdir={workdir}")
+        if not (workdir / "eval").exists():
+          launch(*arguments, *data_flags(flags.output / name), f"--workdir={workdir}")
         after.append(score(workdir, others))
       mean = np.mean(after, axis=0)
       change = paired_difference(start, mean)
@@ -64,20 +65,19 @@ def main() -> None:
       print("|", " | ".join(map(str, (*row, difference, draws))), "|", flush=True)
 
 
-def draw_folders(data: Path, output: Path, first: int = 0) -> Iterator[Path]:
+def draw_folders(data: Path, output: Path) -> Iterator[Path]:
   """Makes the folders: that of the photographs kept aside, then those to learn from.
 
   Args:
     data: HAM10000.
     output: receives them; those that exist stay.
-    first: lesions, in the drawn order, to leave out.
 
   Yields:
     Each folder.
   """
   with (data / "splits.csv").open(newline="") as file:
     of_lesion = {row["lesion"]: row["id"] for row in csv.DictReader(file)}
-  lesions = np.random.default_rng(0).permutation(sorted(of_lesion))[first:]
+  lesions = np.random.default_rng(0).permutation(sorted(of_lesion))
   aside, rest = lesions[:OTHERS], lesions[OTHERS:]
   yield _link(data, output / "others", [of_lesion[lesion] for lesion in aside])
   for size in SIZES:

@@ -24,6 +24,8 @@ from medlitenet_jax.system.files import read_json, replace_file
 
 THRESHOLD_FILE = "threshold.json"
 STEPS = 100  # thresholds are multiples of 1 / STEPS
+_PLAIN_MASKS = {"hysteresis_low": 0.0, "postprocess": []}  # what older records do not say
+RULE_STEP = 5  # or of this many, where masks are cleaned up or made with hysteresis
 
 
 def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -57,10 +59,11 @@ def dice_by_rule(probs: np.ndarray, truth: np.ndarray, low: float, steps: tuple)
     steps: of the clean-up, see `MaskRule`.
 
   Returns:
-    [STEPS] float64; 0 for the thresholds that are not above `low`.
+    [STEPS] float64; 0 for the thresholds that are not above `low`, and for all but every
+    `RULE_STEP`-th, since each of them takes a mask of its own.
   """
   dice = np.zeros(STEPS)
-  for k in range(1, STEPS):
+  for k in range(RULE_STEP, STEPS, RULE_STEP):
     if k / STEPS > low:
       mask = MaskRule(k / STEPS, low, steps).mask(probs, *truth.shape)
       dice[k] = scores_from_counts(confusion_of_masks(mask, truth))["dice"]
@@ -93,7 +96,7 @@ def choose_threshold(
       "give a number, or score another split"
     )
   low, steps = config.eval.hysteresis_low, config.eval.postprocess
-  if low >= (STEPS - 1) / STEPS:
+  if low >= (STEPS - RULE_STEP) / STEPS:
     raise InputError(
       f"config.eval.hysteresis_low is {low!r}, which leaves no threshold above it to be chosen"
     )
@@ -157,7 +160,7 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
       f"{path}: holds no threshold, which config.eval.threshold=0 asks for; evaluate with that "
       "setting first, or give a number"
     ) from error
-  if made_by != _identity(networks, config):
+  if {**_PLAIN_MASKS, **made_by} != _identity(networks, config):
     raise InputError(
       f"{path}: was chosen for another network, test-time augmentation, hysteresis or clean-up; "
       "evaluate with config.eval.threshold=0 again, or give a number"

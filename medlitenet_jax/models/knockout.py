@@ -37,7 +37,7 @@ def even(x, y):
 
 
 def uniform_queries_and_keys(x, y):
-  """Queries and keys of zero in the joint projection [B, N, 3 D], so that attention is uniform."""
+  """Queries and keys of zero in the joint projection [B, N, 3 D]; a bias alone guides attention."""
   del x
   return y.at[..., : 2 * y.shape[-1] // 3].set(0)
 
@@ -53,17 +53,18 @@ def silencing(knockouts: Sequence[Knockout], on: jax.Array):
     on: [K] bool, whether the parts of each knock-out are left as they are.
   """
   chex.assert_shape(on, (len(knockouts),))
+  switches = list(on)
 
   def call(next_call, args, kwargs, context):
     y = next_call(*args, **kwargs)
     if context.method_name != "__call__":
       return y
     path = "/".join(context.module.path)
-    for is_on, knockout in zip(on, knockouts, strict=True):
+    for is_on, knockout in zip(switches, knockouts, strict=True):
       for pattern, silent in knockout.items():
         if fnmatch.fnmatchcase(path, pattern):
           choose = functools.partial(jnp.where, is_on)
-          y = jax.tree.map(choose, y, silent(args[0], y))
+          y = jax.tree.map(choose, y, silent(args[0] if args else None, y))
     return y
 
   with nn.intercept_methods(call):
@@ -97,19 +98,25 @@ def expand(knockouts: Mapping[str, Knockout], paths: Sequence[str]) -> dict[str,
     paths: of the network's modules.
 
   Returns:
-    The knock-outs that silence a module of the network, each followed by those of its modules under
-    their paths.
+    The knock-outs that silence a module of the network. One that silences several is followed by
+    those of its modules, under their paths, except for a module that has a name of its own.
   """
+  own = [set(_matches(knockout, paths)) for knockout in knockouts.values()]
   found: dict[str, Knockout] = {}
   for name, knockout in knockouts.items():
-    matches = {
-      path: silent
-      for path in paths
-      for pattern, silent in knockout.items()
-      if fnmatch.fnmatchcase(path, pattern)
-    }
+    matches = _matches(knockout, paths)
     if matches:
       found[name] = knockout
     if len(matches) > 1:
-      found |= {path: {path: silent} for path, silent in matches.items()}
+      found |= {path: {path: silent} for path, silent in matches.items() if {path} not in own}
   return found
+
+
+def _matches(knockout: Knockout, paths: Sequence[str]) -> dict[str, Silent]:
+  """The modules that a knock-out silences."""
+  return {
+    path: silent
+    for path in paths
+    for pattern, silent in knockout.items()
+    if fnmatch.fnmatchcase(path, pattern)
+  }

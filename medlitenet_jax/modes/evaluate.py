@@ -123,14 +123,14 @@ def _is_of_run(networks: Sequence[Network], workdir: Path) -> bool:
 
 
 def _refuse_without_room(networks: Sequence[Network], cases: int, workdir: Path) -> None:
-  """Refuses an evaluation whose maps will not fit on the disk: two of a byte a pixel, compressed.
+  """Refuses an evaluation whose maps will not fit on the disk, which take a quarter byte a pixel.
 
   Raises:
     InputError: says how much room they need at least.
   """
   limits.refuse_more_than(
     limits.free_disk(workdir),
-    cases * max(network.image_size for network in networks) ** 2,
+    cases * max(network.image_size for network in networks) ** 2 / 4,
     f"{workdir}: the maps of {cases} cases take at least",
     of="of the disk",
     instead="make room, choose another --workdir, or set config.data.max_eval_images",

@@ -59,7 +59,8 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
     for name in ("train", "val")
   }
   _refuse_larger_batch(config, len(sources["train"]))
-  if not whole_steps(workdir):
+  steps_before = whole_steps(workdir)
+  if not steps_before:
     devices.on_main_process(lambda: short_look(config, sources, force=force))
   model = create_model(config.model.to_dict(), DTYPES[config.precision])
   score_cases = create_scoring(config, model, sources["val"])
@@ -81,7 +82,8 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
     logger.info("Best validation Dice after %s batches; curves: %s", best_step, curves)
 
   devices.on_main_process(finish)
-  if config.train.start_from and best_step is not None:
+  trained = whole_steps(workdir)[-1:] != steps_before[-1:]
+  if config.train.start_from and best_step is not None and trained:
     _say_what_it_was_worth(config, workdir, score_cases, best_step)
 
 
@@ -105,12 +107,12 @@ def _say_what_it_was_worth(
     for variables in (first, best)
   )
   change = paired_difference(before, after)
-  low, high = change["ci95"] or (np.nan, np.nan)
+  interval = "95 %% interval {:+.4f} to {:+.4f}, ".format(*change["ci95"]) if change["ci95"] else ""
   logger.info(
-    "val Dice %.4f by %s, %.4f by this run: %+.4f (95 %% interval %+.4f to %+.4f, %d photographs). "
-    "The best batch was chosen on the same photographs, which flatters it a little.",
-    *(before.mean(), config.train.start_from, after.mean(), change["difference"], low, high),
-    len(before),
+    "val Dice %.4f by %s, %.4f by this run: %+.4f (%s%d photographs). The best batch was chosen on "
+    "the same photographs, which flatters it a little.",
+    *(before.mean(), config.train.start_from, after.mean(), change["difference"]),
+    *(interval.replace("%%", "%"), len(before)),
   )
 
 

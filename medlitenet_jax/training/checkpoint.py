@@ -76,8 +76,10 @@ class Checkpoints:
 
   @property
   def best_step(self) -> int | None:
-    """Batches seen by the checkpoint with the highest validation Dice."""
-    return self._manager.best_step()
+    """Batches seen by the checkpoint with the highest validation Dice, of equal ones the first."""
+    scores = {step: self.metrics(step) for step in self._manager.all_steps()}
+    scored = {step: _selecting_score(found) for step, found in scores.items() if found}
+    return max(scored, key=lambda step: (scored[step], -step), default=None)
 
   def metrics(self, step: int) -> Mapping[str, float]:
     """Validation scores that belong to a checkpoint; empty where it was not validated."""
@@ -287,12 +289,20 @@ class Checkpoints:
       self._manager.close()
 
 
+class _Best(checkpoint_managers.PreservationPolicy):
+  """Keeps the checkpoint of `Checkpoints.best_step`; of equals Orbax would keep the last."""
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Whether each checkpoint is the best."""
+    del context
+    scored = [each for each in checkpoints if each.metrics]
+    best = max(scored, key=lambda each: (_selecting_score(each.metrics), -each.step), default=None)
+    return [each is best for each in checkpoints]
+
+
 def _open_manager(folder: Path, read_only: bool) -> ocp.CheckpointManager:
   """Opens a folder with Orbax, which keeps the newest checkpoint and the best in it."""
-  best = checkpoint_managers.BestN(
-    get_metric_fn=_selecting_score, n=1, keep_checkpoints_without_metrics=False
-  )
-  policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), best])
+  policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(1), _Best()])
   options = ocp.CheckpointManagerOptions(
     best_fn=_selecting_score,
     preservation_policy=None if read_only else policy,

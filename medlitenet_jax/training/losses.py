@@ -112,9 +112,10 @@ def _boundaries_term(outputs, targets, *, width: float):
 
   A cell of a map is on the border if a pixel in it is.
   """
-  if "boundaries" not in outputs:
+  if not outputs.get("boundaries"):
     raise InputError(
-      "config.loss.boundaries: the network returns no boundary maps; set its weight to 0"
+      "config.loss.boundaries: the network returns no boundary maps; MedLiteNet does with "
+      "boundary_magnitude=True and a gate or a bias; otherwise set the weight to 0"
     )
   band = boundary_band(targets["mask"], width)
   losses = []
@@ -141,10 +142,10 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
   "bce": Term(
-    _bce_term, {"boundary_weight": number(least=0), "boundary_width": number(least=0, most=1)}
+    _bce_term, {"boundary_weight": number(least=0), "boundary_width": number(least=0, most=0.25)}
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
-  "boundaries": Term(_boundaries_term, {"width": number(least=0, most=1)}),
+  "boundaries": Term(_boundaries_term, {"width": number(least=0, most=0.25)}),
 }
 
 

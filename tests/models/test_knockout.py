@@ -58,6 +58,10 @@ def with_zeros(variables, *chosen):
     ("gate_boundary", [("boundary", "laplacian")]),
     ("boundary", [("boundary", "laplacian"), ("boundary_weight",)]),
     ("gate_context", [("gate", "context"), ("encoder_gate", "context")]),
+    (
+      "mixer",
+      [("align",), ("mix",), ("fine_return",), ("gate", "context"), ("encoder_gate", "context")],
+    ),
   ],
 )
 def test_silencing_does_what_parameters_of_zero_do(network, name, chosen):
@@ -87,5 +91,5 @@ def test_what_stands_in_for_an_output():
 
 
 def test_single_modules_follow_what_silences_several():
-  found = expand({"b": {"*/b": zero}, "c": {"c": zero}, "d": {"d": zero}}, ["a", "a/b", "x/b", "c"])
-  assert list(found) == ["b", "a/b", "x/b", "c"]
+  named = {"b": {"*/b": zero, "c": zero}, "c2": {"c": zero}, "d": {"d": zero}}
+  assert list(expand(named, ["a", "a/b", "x/b", "c"])) == ["b", "a/b", "x/b", "c2"]

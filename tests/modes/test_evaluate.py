@@ -183,7 +183,7 @@ def test_maps_that_do_not_fit_on_the_disk_are_refused_before_anything_is_compute
   run = copy_of_run(tmp_path)
   config = resolved()
   networks = [create_network(open_trained(run), config)]
-  monkeypatch.setattr(limits, "free_disk", lambda folder: 6 * 96**2 - 1)
+  monkeypatch.setattr(limits, "free_disk", lambda folder: 6 * 96**2 / 4 - 1)
   with pytest.raises(InputError, match=r"maps of 6 cases take at least .* make room"):
     evaluate(config, networks, run, "a test")
   assert not (run / "eval").exists()

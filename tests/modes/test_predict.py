@@ -280,7 +280,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_computed(
   tmp_path, monkeypatch
 ):
   photographs = write_photographs(tmp_path / "photographs")
-  least = 8 * sum(path.stat().st_size for path in photographs.iterdir())
+  least = 4 * sum(path.stat().st_size for path in photographs.iterdir())
   for free, fits in ((least, True), (least - 1, False)):
     monkeypatch.setattr(limits, "free_disk", lambda folder, free=free: free)
     output = tmp_path / f"output{free}"

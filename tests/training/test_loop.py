@@ -5,6 +5,7 @@ import csv
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from compare_runs import SPEED, assert_identical, flat, lines, saved_state, without_speed
@@ -29,6 +30,8 @@ from medlitenet_jax.scores.metrics import SCORES
 from medlitenet_jax.speed.trace import TABLE_FILE
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.checkpoint import Checkpoints
+from medlitenet_jax.training.layout import whole_steps
+from medlitenet_jax.training.loop import Start
 from medlitenet_jax.training.optim import pack
 from medlitenet_jax.training.run import create_plan
 
@@ -204,7 +207,7 @@ def test_validations_come_after_whole_epochs_of_enough_batches(epochs, least, ev
 
 
 def test_a_run_ends_once_nothing_better_is_in_sight(tmp_path, monkeypatch, caplog):
-  dice = iter((0.6, 0.7, 0.5, 0.4, 0.3))
+  dice = iter((0.6, 0.7, 0.5, 0.7, 0.9))
 
   def create_scoring(*_):
     return lambda *_: [dict.fromkeys(SCORES, next(dice))]
@@ -217,11 +220,54 @@ def test_a_run_ends_once_nothing_better_is_in_sight(tmp_path, monkeypatch, caplo
     for _ in range(2):  # the second call has nothing left to do
       train(resolved(**fields), tmp_path)
       scores = [(row["step"], row["dice"]) for row in lines(tmp_path) if row["split"] == "val"]
-      assert scores == [(3, 0.6), (6, 0.7), (9, 0.5), (12, 0.4)]
+      assert scores == [(3, 0.6), (6, 0.7), (9, 0.5), (12, 0.7)]  # as good is not better
       assert max(row["step"] for row in lines(tmp_path)) == 12
   with opened(tmp_path) as checkpoints:
     assert (checkpoints.best_step, checkpoints.latest_step) == (6, 12)
   assert caplog.text.count("no validation since batch 6 gave a better Dice") == 2
+
+
+def test_a_run_that_starts_from_weights_scores_them_first_and_once(tmp_path, monkeypatch, caplog):
+  """Stopped during that validation, and by a kill behind it; the weights win a tie."""
+  scored, actions = [], []
+
+  def create_scoring(*_):
+    def score(variables, stopped):
+      scored.append(float(variables["params"]["head"]["bias"][0]))
+      if (action := actions.pop(0)) == "stop":
+        return None
+      if action == "die":
+        raise KeyboardInterrupt
+      return [dict.fromkeys(SCORES, 0.5)]
+
+    return score
+
+  model = create_stub(None, np.float32)
+  variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+  variables["params"]["head"]["bias"] = np.full(1, 0.25, np.float32)
+  start = Start("mine", variables, {"train": [], "val": []})
+  monkeypatch.setattr(mode, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_scoring", create_scoring)
+  monkeypatch.setattr(mode, "_read_start", lambda _, at: None if whole_steps(at) else start)
+  config = resolved(train__start_from="mine", train__max_steps=6, train__image_sizes=(64,))
+  workdir = tmp_path / "run"
+  caplog.set_level("INFO")
+  with compiled_as_by_launch():
+    # Cut short before the first batch, as by a signal, and killed in the next validation; then
+    # killed in that one alone.
+    for actions[:], kept in ((["stop", "die"], []), ([None, "die"], [0])):
+      with pytest.raises(KeyboardInterrupt):
+        train(config, workdir)
+      assert whole_steps(workdir) == kept
+    scored.clear()
+    actions[:] = [None, None]
+    train(config, workdir)
+  assert 0.25 not in scored  # not scored again
+  rows = [(row["step"], row["dice"]) for row in lines(workdir) if row["split"] == "val"]
+  assert rows == [(0, 0.5), (3, 0.5), (6, 0.5)]
+  with opened(workdir) as checkpoints:
+    assert (checkpoints.best_step, checkpoints.latest_step) == (0, 6)
+  assert "Nothing beat mine" in caplog.text
 
 
 def test_image_sizes_share_a_run_equally():

@@ -207,7 +207,7 @@ class CrossScaleMixer(nn.Module):
     Args:
       deep: [B, h, w, C4] stage-4 features.
       fine: [B, 2h, 2w, C3] stage-3 features.
-      boundary: [B, k h, k w, 1] boundary response, for any integer k, or None.
+      boundary: [B, k h, k w, 1] strength of the boundary, for any integer k, or None.
       train: whether dropout acts.
 
     Returns:
@@ -254,12 +254,12 @@ class CrossScaleMixer(nn.Module):
 
 
 def _strength(boundary, grid):
-  """[B, h w] strength of a boundary response in each cell of a [B, h, w, C] grid.
+  """[B, h w] strength of a boundary in each cell of a [B, h, w, C] grid.
 
   It is standardised over the frame, so that the bias is equally strong in every photograph.
   """
-  pooled = jnp.abs(boundary).astype(jnp.float32)
-  if boundary.shape[1] > grid.shape[1]:
+  pooled = boundary.astype(jnp.float32)
+  if boundary.shape[1] >= grid.shape[1]:
     pooled = average_pool(pooled, boundary.shape[1] // grid.shape[1])
   else:
     pooled = ops.enlarge(pooled, *grid.shape[1:3])

@@ -57,18 +57,31 @@ class BoundaryMap(nn.Module):
   def __call__(self, x):
     """Maps [B, H, W, C] features to a [B, H, W, 1] response; a magnitude is float32."""
     chex.assert_rank(x, 4)
-    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
+    # In half precision an even area leaves differences of rounding, which standardising raises.
+    dtype = jnp.float32 if self.magnitude else self.dtype
     mean = nn.initializers.constant(1 / x.shape[-1])
-    x = Pointwise(1, use_bias=False, kernel_init=mean, name="project", **common)(x)
+    x = Pointwise(
+      1,
+      use_bias=False,
+      kernel_init=mean,
+      form=self.form,
+      dtype=self.dtype,
+      result_dtype=dtype,
+      name="project",
+    )(x)
     # The border pixels are repeated outwards: padding with zeros would create an edge there.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     laplacian = Depthwise(
-      kernel_init=laplacian_init, zero_sum=self.magnitude, name="laplacian", **common
+      kernel_init=laplacian_init,
+      zero_sum=self.magnitude,
+      form=self.form,
+      dtype=dtype,
+      name="laplacian",
     )
     x = laplacian(x)[:, 1:-1, 1:-1]
     if not self.magnitude:
       return x
-    x = jnp.abs(x.astype(jnp.float32))
+    x = jnp.abs(x)
     x -= jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + 1e-5)
 
@@ -146,7 +159,7 @@ class BoundaryGate(nn.Module):
 
     def boundary_share():
       weight = self.variables["params"]["gate"]["kernel"][0, 0, -1, 0]
-      return _spread(weight * boundary) / jnp.maximum(_spread(logits), 1e-12)
+      return _spread(weight * response) / jnp.maximum(_spread(logits), 1e-12)
 
     note(self, "boundary_share", boundary_share)
     gate = nn.sigmoid(logits)

@@ -23,13 +23,17 @@ KNOCKOUTS: dict[str, knockout.Knockout] = {
   "attention": {"*/attention": knockout.zero},
   "attention_pattern": {"*/attention/qkv": knockout.uniform_queries_and_keys},
   "token_mlp": {"*/mlp_out": knockout.zero},
-  "mixer": {"fusion": knockout.unchanged, "fine_return": knockout.zero},
+  "mixer": {
+    "fusion": knockout.unchanged,
+    "fine_return": knockout.zero,
+    "*gate/context": knockout.zero,
+  },
   "boundary": {"bias_boundary": knockout.zero, "*/boundary": knockout.zero},
   "boundary_bias": {"bias_boundary": knockout.zero},
   "gate_boundary": {"*/boundary": knockout.zero},
   "gate_context": {"*gate/context": knockout.zero},
   "gate": {"*gate/gate": knockout.even},
-  "aspp_branches": {"aspp/dilation?": knockout.zero, "aspp/dilation??": knockout.zero},
+  "aspp_branches": {f"aspp/dilation{'?' * digits}": knockout.zero for digits in (1, 2, 3)},
   "scse": {"*/scse": knockout.unchanged},
 }
 

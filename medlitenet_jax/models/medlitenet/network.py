@@ -261,11 +261,12 @@ class MedLiteNet(nn.Module):
   def _mix(self, features, boundaries, *, train: bool):
     """Stage-4 features with the global context, stage-3 features with theirs, and F_trans."""
     fine, deep = features[3:]
-    boundary = None
+    strength = None
     if self.boundary_bias and self.attention:
       place = features[self.boundary_bias_stage]
       boundary = BoundaryMap(self.boundary_magnitude, name="bias_boundary", **self._common)(place)
       boundaries["bias"] = boundary
+      strength = boundary if self.boundary_magnitude else jnp.abs(boundary)
     context, fine_context = CrossScaleMixer(
       dim=self.mixer_dim,
       layers=self.mixer_layers,
@@ -279,7 +280,7 @@ class MedLiteNet(nn.Module):
       cycles=self.position_cycles,
       name="mixer",
       **self._common,
-    )(deep, fine, boundary, train=train)
+    )(deep, fine, strength, train=train)
     deep = LocalGlobalFusion(self.fusion, name="fusion", **self._common)(deep, context)
     if fine_context is not None:
       returned = Pointwise(STAGE_DIMS[2], name="fine_return", **self._common)(fine_context)

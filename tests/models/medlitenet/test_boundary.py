@@ -86,6 +86,18 @@ def test_a_new_map_responds_on_both_sides_of_an_edge_and_nowhere_else():
   np.testing.assert_allclose(np.delete(response, [3, 4], axis=2), 0, atol=1e-6)
 
 
+def test_a_magnitude_in_half_precision_is_nearly_that_in_float32(randomise):
+  even = np.full((1, 16, 16, 8), 7.3, np.float32)
+  y, x = np.mgrid[:16, :16] / 16
+  smooth = np.stack([np.sin(3 * x + i) + y * i for i in range(8)], axis=-1)[None].astype(np.float32)
+  variables = randomise(BoundaryMap(magnitude=True).init(jax.random.key(0), even))
+  wide, half = (BoundaryMap(magnitude=True, dtype=d) for d in (jnp.float32, jnp.bfloat16))
+  np.testing.assert_allclose(half.apply(variables, even.astype(jnp.bfloat16)), 0, atol=1e-3)
+  rounded = smooth.astype(jnp.bfloat16)
+  maps = [m.apply(variables, rounded).ravel() for m in (wide, half)]
+  assert np.corrcoef(*maps)[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("magnitude", [False, True])
 def test_map_is_equation_6(randomise, magnitude):
   x = normal(2, 5, 4, 3)
