@@ -19,15 +19,20 @@ def pytest_configure():
 # would leave the other process without work.
 LONG = (
   "test_launch.py",
-  "test_devices.py",
-  "test_fuzz.py",
   "test_network.py",
-  "test_second_network.py",
+  "test_safetensors.py",
+  "test_devices.py",
+  "test_native_size.py",
   "test_kill.py",
-  "test_loop.py",
-  "test_full_disk.py",
-  "test_official.py",
+  "test_second_network.py",
   "test_evaluate.py",
+  "test_full_disk.py",
+  "test_predict.py",
+  "test_loop.py",
+  "test_stop.py",
+  "test_fold.py",
+  "test_other_systems.py",
+  "test_fuzz.py",
 )
 
 

@@ -47,7 +47,7 @@ def write(self, *, step, split, **kwargs):
   if step == 5:
     resource.setrlimit(resource.RLIMIT_FSIZE, (6144, 6144))
   if step == 7:
-    time.sleep(5)
+    time.sleep(3)
 log.MetricsLog.write = write
 """
 # Root may write anywhere, unless it gives that up.
