@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
   medlitenet.token_norm = config_dict.placeholder(bool)  # of tokens, queries and keys
   medlitenet.pool_fine_tokens = config_dict.placeholder(bool)  # to the grid of stage 4
   medlitenet.position_cycles = config_dict.placeholder(float)  # highest frequency, a frame
+  medlitenet.classical_edges = False  # of the photograph, in the gates
   medlitenet.boundary_magnitude = config_dict.placeholder(bool)  # maps are standardised magnitudes
   medlitenet.aspp_grid = config_dict.placeholder(int)  # that the dilations are meant for; 0: any
   medlitenet.dropout = 0.1  # in the mixer

@@ -67,6 +67,14 @@ def note(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
     module.sow(DIAGNOSTICS, name, value().astype(jnp.float32), reduce_fn=lambda _, new: new)
 
 
+def average_pool(x, factor: int):
+  """Means of factor x factor squares, computed in float32: [B, H, W, C] to [B, H/f, W/f, C]."""
+  chex.assert_rank(x, 4)
+  b, h, w, c = x.shape
+  squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
+  return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
+
+
 class Pointwise(nn.Module):
   """1x1 convolution.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Linear, Pointwise, note, parameter
+from medlitenet_jax.models.layers import Linear, Pointwise, average_pool, note, parameter
 
 MAX_TEMPERATURE = 20.0  # bound of the logits of normalised attention
 
@@ -42,14 +42,6 @@ def sincos_positions(height: int, width: int, dim: int, cycles: float = 16.0) ->
   y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
   y, x = (grid.reshape(-1, 1) * frequencies for grid in np.meshgrid(y, x, indexing="ij"))
   return np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], axis=1).astype(np.float32)
-
-
-def average_pool(x, factor: int):
-  """Means of factor x factor squares, computed in float32: [B, H, W, C] to [B, H/f, W/f, C]."""
-  chex.assert_rank(x, 4)
-  b, h, w, c = x.shape
-  squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
-  return jnp.mean(squares, axis=(2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 class BoundaryBiasedAttention(nn.Module):

@@ -6,9 +6,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Depthwise, Pointwise, note, parameter
+from medlitenet_jax.models.layers import Depthwise, Pointwise, average_pool, note, parameter
 
 START = -2.0  # bias of a gate of a magnitude: M begins at 0.12 on average
 
@@ -81,9 +82,42 @@ class BoundaryMap(nn.Module):
     x = laplacian(x)[:, 1:-1, 1:-1]
     if not self.magnitude:
       return x
-    x = jnp.abs(x)
-    x -= jnp.mean(x, axis=(1, 2, 3), keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2, 3), keepdims=True) + 1e-5)
+    return standardised(jnp.abs(x))
+
+
+def classical_edges(image, form: str = "platform"):
+  """Edges of a photograph by two operators that learn nothing, at half its size.
+
+  Args:
+    image: [B, H, W, 3] normalised photograph, H and W even.
+    form: form of the operations.
+
+  Returns:
+    [B, H / 2, W / 2, 2] float32: the magnitude of Sobel's gradient of the mean of the channels, and
+    that of the Laplacian after a Gaussian (binomial, 3x3); each standardised over the frame.
+  """
+  chex.assert_shape(image, (None, None, None, 3))
+  grey = average_pool(jnp.mean(image.astype(jnp.float32), axis=-1, keepdims=True), 2)
+
+  def filtered(x, kernel):
+    # The border pixels are repeated outwards: padding with zeros would create an edge there.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    kernel = jnp.asarray(kernel, jnp.float32)[:, :, None, None]
+    return ops.depthwise_conv(x, kernel, form=form)[:, 1:-1, 1:-1]
+
+  smooth, slope = np.array([1, 2, 1]) / 4, np.array([-1, 0, 1]) / 2
+  sobel = jnp.hypot(
+    filtered(grey, np.outer(smooth, slope)), filtered(grey, np.outer(slope, smooth))
+  )
+  laplacian = laplacian_init(None, (3, 3, 1, 1))[:, :, 0, 0]
+  blob = jnp.abs(filtered(filtered(grey, np.outer(smooth, smooth)), laplacian))
+  return standardised(jnp.concatenate([sobel, blob], axis=-1))
+
+
+def standardised(x):
+  """[B, H, W, C] float32 with a mean of 0 and a deviation of 1 over the frame of each channel."""
+  x -= jnp.mean(x, axis=(1, 2), keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2), keepdims=True) + 1e-5)
 
 
 class BoundaryScore(nn.Module):
@@ -130,12 +164,14 @@ class BoundaryGate(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, context=None):
+  def __call__(self, x, context=None, edges=None):
     """Gates features.
 
     Args:
       x: [B, H, W, C] features F.
       context: [B, h, w, D] transformer features F_trans, or None to skip eq. 7 (B' = B).
+      edges: [B, k H, k W, E] edges of the photograph for any integer k, which join the features in
+        eq. 8, or None.
 
     Returns:
       features: [B, H, W, C], gated.
@@ -150,7 +186,10 @@ class BoundaryGate(nn.Module):
     if context is not None:
       projected = Pointwise(1, name="context", **zeros, **common)(context)
       boundary += ops.enlarge(projected, *boundary.shape[1:3])
-    stacked = jnp.concatenate([x, boundary.astype(x.dtype)], axis=-1)
+    parts = [x, boundary.astype(x.dtype)]
+    if edges is not None:
+      parts.insert(1, average_pool(edges, edges.shape[1] // x.shape[1]).astype(x.dtype))
+    stacked = jnp.concatenate(parts, axis=-1)
     start: dict[str, Any] = {
       "kernel_init": _last_alone,
       "bias_init": nn.initializers.constant(START),

@@ -22,7 +22,12 @@ from medlitenet_jax.models.layers import (
   summarised,
 )
 from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlobalFusion
-from medlitenet_jax.models.medlitenet.boundary import BoundaryGate, BoundaryMap, BoundaryScore
+from medlitenet_jax.models.medlitenet.boundary import (
+  BoundaryGate,
+  BoundaryMap,
+  BoundaryScore,
+  classical_edges,
+)
 
 SIZES = Sizes(multiple=32, smallest=64)
 STAGE_DIMS = (32, 64, 128, 256)  # channels of the encoder's stages; the stem has those of the first
@@ -128,13 +133,14 @@ class DecoderStage(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, skip, context=None, *, train: bool):
+  def __call__(self, x, skip, context=None, edges=None, *, train: bool):
     """Decodes one stage.
 
     Args:
       x: [B, h, w, C] features of the stage before.
       skip: [B, 2h, 2w, S] features of the encoder.
       context: F_trans, for the gate, or None.
+      edges: of the photograph, for the gate, or None.
       train: whether BatchNorm uses the batch's statistics.
 
     Returns:
@@ -149,7 +155,7 @@ class DecoderStage(nn.Module):
     if self.scse:
       x = SCSE(name="scse", **common)(x)
     if self.gate:
-      x, boundary = BoundaryGate(self.magnitude, name="gate", **common)(x, context)
+      x, boundary = BoundaryGate(self.magnitude, name="gate", **common)(x, context, edges)
     return x, boundary
 
 
@@ -178,6 +184,7 @@ class MedLiteNet(nn.Module):
     token_norm: whether tokens, queries and keys are normalised, see `CrossScaleMixer`.
     pool_fine_tokens: whether stage-3 tokens are pooled to the grid of stage 4.
     position_cycles: highest frequency of the positional encoding, in cycles a frame.
+    classical_edges: whether the gates also see the photograph's edges, see `classical_edges`.
     boundary_magnitude: whether boundary maps are magnitudes, see `BoundaryMap` and `BoundaryGate`.
     aspp_grid: side of the grid that the dilations are meant for, see `ASPP`.
     dropout: rate in the mixer in training.
@@ -208,6 +215,7 @@ class MedLiteNet(nn.Module):
   token_norm: bool = False
   pool_fine_tokens: bool = True
   position_cycles: float = 16.0
+  classical_edges: bool = False
   boundary_magnitude: bool = False
   aspp_grid: int = 0
   dropout: float = 0.0
@@ -243,7 +251,11 @@ class MedLiteNet(nn.Module):
     if self.mixer:
       deep, skips[3], context = self._mix(features, boundaries, train=train)
     x = self._pyramid(deep, train=train)
-    x = self._decode(x, skips, context if self.gate_context else None, boundaries, train=train)
+    gated_by = (
+      context if self.gate_context else None,
+      classical_edges(image, self.form) if self.classical_edges else None,
+    )
+    x = self._decode(x, skips, gated_by, boundaries, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **self._common)(x)
     outputs = {"mask": ops.upsample2x(logits, self.form)}
     if self.boundary_magnitude:
@@ -304,18 +316,18 @@ class MedLiteNet(nn.Module):
     return Norm("aspp", name="aspp_norm")(x, train=train)
 
   @nn.nowrap
-  def _decode(self, x, skips, context, boundaries, *, train: bool):
+  def _decode(self, x, skips, gated_by, boundaries, *, train: bool):
     """The gate at the encoder's end and the decoder's stages; notes their boundary maps."""
     magnitude = self.boundary_magnitude
     if 0 in self.gate_stages:
       gate = BoundaryGate(magnitude, name="encoder_gate", **self._common)
-      x, boundaries["encoder"] = gate(x, context)
+      x, boundaries["encoder"] = gate(x, *gated_by)
     for stage, (dim, skip) in enumerate(zip(self.decoder_dims, reversed(skips), strict=True), 1):
       gated = stage in self.gate_stages
       decoder = DecoderStage(
         dim, self.scse, gated, magnitude, name=f"decoder{stage}", **self._common
       )
-      x, boundary = _call(decoder, x, skip, context, remat=self.remat, train=train)
+      x, boundary = _call(decoder, x, skip, *gated_by, remat=self.remat, train=train)
       if gated:
         boundaries[f"decoder{stage}"] = boundary
     return x

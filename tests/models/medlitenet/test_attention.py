@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medlitenet_jax.models.layers import average_pool
 from medlitenet_jax.models.medlitenet.attention import (
   MAX_TEMPERATURE,
   BoundaryBiasedAttention,
   CrossScaleMixer,
   LocalGlobalFusion,
   TransformerLayer,
-  average_pool,
   sincos_positions,
 )
 

@@ -10,6 +10,7 @@ from medlitenet_jax.models.medlitenet.boundary import (
   BoundaryGate,
   BoundaryMap,
   BoundaryScore,
+  classical_edges,
   laplacian_init,
 )
 
@@ -139,6 +140,37 @@ def test_a_new_gate_of_a_magnitude_opens_at_boundaries_alone():
   expected = 1 + 1 / (1 + np.exp(-(np.asarray(response) + START)))
   np.testing.assert_allclose(gated / x, np.broadcast_to(expected, x.shape), rtol=1e-4)
   assert np.all((gated / x)[:, :, 3:5] > 1.3) and np.all((gated / x)[:, :, :3] < 1.15)
+
+
+@pytest.mark.parametrize("form", ["platform", "library"])
+def test_classical_edges_are_sobels_and_the_laplacian_of_a_gaussian(form):
+  image = normal(2, 12, 16, 3)
+  grey = image.mean(-1).reshape(2, 6, 2, 8, 2).mean((2, 4))
+
+  def convolved(x, kernel):
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return sum(kernel[u, v] * padded[:, u : u + 6, v : v + 8] for u, v in np.ndindex(3, 3))
+
+  smooth, slope = np.array([1, 2, 1]) / 4, np.array([-1, 0, 1]) / 2
+  across, down = (convolved(grey, np.outer(*pair)) for pair in ((smooth, slope), (slope, smooth)))
+  laplacian = np.full((3, 3), -1 / 8)
+  laplacian[1, 1] = 1
+  blurred = convolved(grey, np.outer(smooth, smooth))
+  expected = np.stack([np.sqrt(across**2 + down**2), np.abs(convolved(blurred, laplacian))], -1)
+  expected = expected - expected.mean((1, 2), keepdims=True)
+  expected /= np.sqrt((expected**2).mean((1, 2), keepdims=True) + 1e-5)
+  np.testing.assert_allclose(classical_edges(image, form), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_edges_join_the_features_in_equation_8(randomise):
+  x, edges = normal(2, 4, 6, 5), normal(2, 8, 12, 2, seed=1)
+  layer = BoundaryGate(magnitude=True)
+  variables = randomise(layer.init(jax.random.key(0), x, None, edges))
+  p = variables["params"]
+  pooled = edges.reshape(2, 4, 2, 6, 2, 2).mean((2, 4))
+  stacked = np.concatenate([x, pooled, boundary_map(x, p["boundary"], magnitude=True)], axis=-1)
+  gate = 1 / (1 + np.exp(-(stacked @ p["gate"]["kernel"][0, 0] + p["gate"]["bias"])))
+  np.testing.assert_allclose(layer.apply(variables, x, None, edges)[0], x * (1 + gate), rtol=1e-4)
 
 
 def test_scores_of_a_boundary_are_a_line():

@@ -295,6 +295,7 @@ def test_every_field_changes_the_network():
     "token_norm": True,
     "pool_fine_tokens": False,
     "position_cycles": 2.0,
+    "classical_edges": True,
     "boundary_magnitude": True,
     "aspp_grid": 16,
     "dropout": 0.3,
