@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   config.train.start_from = "base"
   config.train.epochs = 12
   config.train.image_sizes = (192,)
-  config.train.validate_every_epochs = 6  # few photographs often find an early state the best
+  # Of many validations with few photographs the best is often an early one, by chance.
+  config.train.validate_every_epochs = 6
   config.optim.learning_rate = 2e-4
   return config
