@@ -26,6 +26,7 @@ FIELDS = {
   "train.batch_size": 8,
   "train.image_sizes": "(64,)",
   "train.validate_every_epochs": 3,
+  "train.validate_min_steps": 1,
   "data.synthetic.num_train": 40,  # an epoch is 5 batches
   "data.synthetic.num_val": 5,
   "eval.batch_size": 5,  # neither shares out equally nor divides the 6 cases of test
