@@ -152,7 +152,7 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
   path = workdir / THRESHOLD_FILE
   try:
     record = read_json(path)
-    threshold, made_by = float(record["threshold"]), record["made_by"]
+    threshold, made_by = float(record["threshold"]), {**_PLAIN_MASKS, **record["made_by"]}
     if not 0 < threshold < 1:
       raise ValueError("not between 0 and 1")
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,7 +160,7 @@ def read_threshold(networks: Sequence[Network], config: ConfigDict, workdir: Pat
       f"{path}: holds no threshold, which config.eval.threshold=0 asks for; evaluate with that "
       "setting first, or give a number"
     ) from error
-  if {**_PLAIN_MASKS, **made_by} != _identity(networks, config):
+  if made_by != _identity(networks, config):
     raise InputError(
       f"{path}: was chosen for another network, test-time augmentation, hysteresis or clean-up; "
       "evaluate with config.eval.threshold=0 again, or give a number"
