@@ -85,7 +85,7 @@ def with_newer_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     to leave saved networks as they are by its default, whatever it is in a variant of today.
   """
   name = fields.get("name")
-  if name not in NETWORKS or not isinstance(fields.get(name), Mapping):
+  if not isinstance(name, str) or name not in NETWORKS or not isinstance(fields.get(name), Mapping):
     return dict(fields)
   defaults = {
     field: default

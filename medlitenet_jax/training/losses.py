@@ -142,10 +142,10 @@ class Term(NamedTuple):
 
 TERMS: dict[str, Term] = {
   "bce": Term(
-    _bce_term, {"boundary_weight": number(least=0), "boundary_width": number(least=0, most=0.25)}
+    _bce_term, {"boundary_weight": number(least=0), "boundary_width": number(least=0, most=0.5)}
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
-  "boundaries": Term(_boundaries_term, {"width": number(least=0, most=0.25)}),
+  "boundaries": Term(_boundaries_term, {"width": number(least=0, most=0.5)}),
 }
 
 

@@ -55,7 +55,10 @@ def test_the_card_says_how_large_it_is_how_good_and_by_which_recipe(name):
   changed = differences(resolve(named, "cpu"), weights.config)
   # A field that is newer than the file is None there.
   changed = {field for field, (_, saved) in changed.items() if saved is not None}
-  assert changed <= {"train.epochs", "train.start_from", "loss.bce.boundary_weight"}, changed
+  assert changed <= {
+    *("train.epochs", "train.start_from", "loss.bce.boundary_weight"),
+    "loss.bce.boundary_width",  # which was in pixels
+  }, changed
 
 
 @pytest.mark.parametrize("name", NAMES)
