@@ -17,7 +17,7 @@ from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.models.fold import fold_loaded
 from medlitenet_jax.models.forward import normalize
-from medlitenet_jax.models.knockout import Knockout, expand, module_paths, silencing, zero
+from medlitenet_jax.models.knockout import Knockout, expand, is_module, silencing, zero
 from medlitenet_jax.models.layers import DIAGNOSTICS
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import NETWORKS, create_model, model_parts
@@ -35,11 +35,13 @@ class Silenced(NamedTuple):
   Attributes:
     scores: by the name of what is silenced, and under `WHOLE`; each {score: [N] values, in the
       order of the source}.
+    modules: names of what is a single module of another name's several.
     diagnostics: figures of the whole network's forward pass, by the path of the module and the name
       of the figure; each the mean over the cases.
   """
 
   scores: dict[str, dict[str, np.ndarray]]
+  modules: frozenset[str]
   diagnostics: dict[str, float]
 
 
@@ -60,7 +62,7 @@ def network_knockouts(
     part: {pattern: zero for module in modules for pattern in (module, f"*/{module}")}
     for part, modules in model_parts(fields, size).items()
   }
-  return expand(named, module_paths(model, size))
+  return expand(named, inspect_model(model, size).paths)
 
 
 def silence_parts(trained: Trained, config: ConfigDict, source: Source) -> Silenced:
@@ -94,6 +96,7 @@ def silence_parts(trained: Trained, config: ConfigDict, source: Source) -> Silen
     figures.append(found)
   return Silenced(
     {name: _columns(found) for name, found in rows.items()},
+    frozenset(name for name, knockout in knockouts.items() if is_module(name, knockout)),
     {name: float(column.mean()) for name, column in _columns(figures).items()},
   )
 

@@ -24,8 +24,8 @@ from medlitenet_jax.system.files import read_json, replace_file
 
 THRESHOLD_FILE = "threshold.json"
 STEPS = 100  # thresholds are multiples of 1 / STEPS
-_PLAIN_MASKS = {"hysteresis_low": 0.0, "postprocess": []}  # what older records do not say
 RULE_STEP = 5  # or of this many, where masks are cleaned up or made with hysteresis
+_PLAIN_MASKS = {"hysteresis_low": 0.0, "postprocess": []}  # what older records do not say
 
 
 def dice_by_threshold(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:

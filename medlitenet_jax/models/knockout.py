@@ -71,25 +71,6 @@ def silencing(knockouts: Sequence[Knockout], on: jax.Array):
     yield
 
 
-def module_paths(model: nn.Module, image_size: int) -> list[str]:
-  """Paths of the modules that a network calls, such as "mixer/layer1/attention", in that order.
-
-  Args:
-    model: maps [B, S, S, 3] images to {"mask": logits, ...}.
-    image_size: side in pixels, any that the network accepts.
-  """
-  paths: dict[str, None] = {}
-
-  def note(next_call, args, kwargs, context):
-    paths["/".join(context.module.path)] = None
-    return next_call(*args, **kwargs)
-
-  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  with nn.intercept_methods(note):
-    jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
-  return [path for path in paths if path]
-
-
 def expand(knockouts: Mapping[str, Knockout], paths: Sequence[str]) -> dict[str, Knockout]:
   """Adds a knock-out of each single module to those that silence several.
 
@@ -98,18 +79,28 @@ def expand(knockouts: Mapping[str, Knockout], paths: Sequence[str]) -> dict[str,
     paths: of the network's modules.
 
   Returns:
-    The knock-outs that silence a module of the network. One that silences several is followed by
-    those of its modules, under their paths, except for a module that has a name of its own.
+    The knock-outs that silence a module of the network, each followed by those of its modules under
+    their paths. A module of several stands with the one that silences the fewest; one that has a
+    knock-out of its own has no other.
   """
-  own = [set(_matches(knockout, paths)) for knockout in knockouts.values()]
+  matches = {name: _matches(knockout, paths) for name, knockout in knockouts.items()}
+  matches = {name: modules for name, modules in matches.items() if modules}
+  home = {
+    path: min((name for name in matches if path in matches[name]), key=lambda n: len(matches[n]))
+    for path in paths
+    if any(path in modules for modules in matches.values())
+  }
   found: dict[str, Knockout] = {}
-  for name, knockout in knockouts.items():
-    matches = _matches(knockout, paths)
-    if matches:
-      found[name] = knockout
-    if len(matches) > 1:
-      found |= {path: {path: silent} for path, silent in matches.items() if {path} not in own}
+  for name, modules in matches.items():
+    found[name] = knockouts[name]
+    if len(modules) > 1:
+      found |= {path: {path: modules[path]} for path in modules if home[path] == name}
   return found
+
+
+def is_module(name: str, knockout: Knockout) -> bool:
+  """Whether `expand` has added this knock-out: that of one module, named by its path."""
+  return list(knockout) == [name]
 
 
 def _matches(knockout: Knockout, paths: Sequence[str]) -> dict[str, Silent]:

@@ -76,7 +76,7 @@ def knock_out(config: ConfigDict, trained: Trained, output: Path, command: str) 
 def _changes(silenced: Silenced) -> dict[str, Any]:
   """Scores of the whole network, and the change by each knock-out."""
   whole = silenced.scores[WHOLE]
-  parts: dict[str, dict[str, float]] = {}
+  parts: dict[str, dict[str, Any]] = {}
   for name, scores in silenced.scores.items():
     if name != WHOLE:
       dice, iou = (paired_difference(whole[score], scores[score]) for score in ("dice", "iou"))
@@ -84,7 +84,7 @@ def _changes(silenced: Silenced) -> dict[str, Any]:
       change = {"dice_change": dice["difference"], "low": low, "high": high}
       iou_low, iou_high = iou["ci95"] or (None, None)
       change |= {"iou_change": iou["difference"], "iou_low": iou_low, "iou_high": iou_high}
-      parts[name] = change
+      parts[name] = {**change, "single_module": name in silenced.modules}
   return {"dice": float(whole["dice"].mean()), "iou": float(whole["iou"].mean()), "parts": parts}
 
 

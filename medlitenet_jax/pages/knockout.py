@@ -19,21 +19,21 @@ def draw_knockout(found: Mapping[str, Any], path: Path) -> None:
   parts = found["parts"]
   figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(parts)), layout="constrained")
   axis = figure.subplots()
-  for place, (name, change) in enumerate(parts.items()):
-    single = "/" in name
+  for place, change in enumerate(parts.values()):
+    single = change["single_module"]
     if change["low"] is not None:
       axis.plot((change["low"], change["high"]), (place, place), color="tab:gray", linewidth=1.5)
     color = "tab:gray" if single else "tab:blue"
     axis.plot(change["dice_change"], place, "o", color=color, markersize=4 if single else 6)
   axis.axvline(0, color="black", linewidth=0.8)
   axis.set_yticks(range(len(parts)), parts)
-  for label in axis.get_yticklabels():
-    if "/" in label.get_text():  # a single module of the part above
+  for label, change in zip(axis.get_yticklabels(), parts.values(), strict=True):
+    if change["single_module"]:  # of the part above
       label.set(color="dimgray", fontsize=8)
   axis.set_ylim(len(parts) - 0.4, -0.6)
   # A part that the network cannot do without would press the others together.
   axis.set_xscale("symlog", linthresh=0.01)
-  axis.xaxis.set_major_formatter(lambda value, _: f"{value:+g}")
+  axis.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
   axis.grid(axis="x", alpha=0.3)
   axis.set_xlabel(
     f"change of Dice when silenced (it is {found['dice']:.4f} on {found['cases']} cases of "

@@ -10,7 +10,7 @@ from small_runs import resolved
 
 from medlitenet_jax.inference.knockout import create_silenced, network_knockouts
 from medlitenet_jax.models.forward import lesion_probs
-from medlitenet_jax.models.knockout import even, expand, unchanged, zero
+from medlitenet_jax.models.knockout import even, expand, is_module, unchanged, zero
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
 
@@ -91,5 +91,7 @@ def test_what_stands_in_for_an_output():
 
 
 def test_single_modules_follow_what_silences_several():
-  named = {"b": {"*/b": zero, "c": zero}, "c2": {"c": zero}, "d": {"d": zero}}
-  assert list(expand(named, ["a", "a/b", "x/b", "c"])) == ["b", "a/b", "x/b", "c2"]
+  named = {"all": {"*/b": zero, "c": zero, "e": zero}, "b": {"*/b": zero}, "c2": {"c": zero}}
+  found = expand({**named, "d": {"d": zero}}, ["a", "a/b", "x/b", "c", "e"])
+  assert list(found) == ["all", "e", "b", "a/b", "x/b", "c2"]
+  assert [name for name in found if is_module(name, found[name])] == ["e", "a/b", "x/b"]
