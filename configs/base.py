@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
   # Applied to every photograph after reading, in training, evaluation and prediction alike.
   config.preprocess = ConfigDict()
   config.preprocess.hair_removal = False
+  config.preprocess.shadow_removal = False
   config.preprocess.color_constancy = "none"  # none, shades_of_grey
 
   # Each augmentation has the probability of being applied to an image and the range from which its
@@ -102,7 +103,8 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   config.model.name = "medlitenet"
   config.model.variant = "base"  # base, wide_context, fine_boundary
-  config.model.form = "platform"  # of operations; platform: fastest there; library: plain
+  # Form of the operations: platform, the one for where it runs; cpu, gpu; library: the plain one.
+  config.model.form = "platform"
   config.model.remat = False  # recompute blocks in the backward pass, to save memory
   # Each network has its own section. None: the variant's value. False removes a part.
   config.model.medlitenet = ConfigDict()
@@ -127,6 +129,7 @@ def get_config() -> ConfigDict:
   medlitenet.gate_context = True  # eq. 7
   medlitenet.scse = True
   medlitenet.token_norm = config_dict.placeholder(bool)  # of tokens, queries and keys
+  medlitenet.contrast_attention = False  # queries and keys from standardised tokens
   medlitenet.pool_fine_tokens = config_dict.placeholder(bool)  # to the grid of stage 4
   medlitenet.position_cycles = config_dict.placeholder(float)  # highest frequency, a frame
   medlitenet.classical_edges = False  # of the photograph, in the gates

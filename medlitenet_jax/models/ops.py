@@ -1,13 +1,13 @@
 """Convolutions and the x2 upsample in the form that suits the platform.
 
-XLA's convolution is the right choice on a GPU. On a CPU it runs a depthwise convolution 20 to 100
-times slower than nine shifted multiply-adds over a padded array, and its bilinear resize several
-times slower than slices and a weighted sum. Every operation here therefore has two forms that
-compute the same numbers from the same parameters:
+XLA's depthwise convolution is slow everywhere: on a CPU 20 to 100 times slower than nine shifted
+multiply-adds, and on a GPU five times, in training. Its bilinear resize takes several times as long
+as slices and a weighted sum. So every operation has forms that compute the same numbers from the
+same parameters:
 
-  "platform": the fast form on a CPU and, where that is as fast there, on a GPU; the library's form
-    of the other operations on a GPU; chosen when the program is lowered;
-  "library": the library's everywhere, for comparison and for counting operations.
+  "platform": the form for the platform that the program is lowered for;
+  "cpu", "gpu": the form for that one, on any;
+  "library": XLA's own operation, for comparison and for counting operations.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-FORMS = ("platform", "library")
+FORMS = ("platform", "cpu", "gpu", "library")
 
 
 def _check_form(form: str) -> None:
@@ -26,12 +26,13 @@ def _check_form(form: str) -> None:
     raise ValueError(f"form must be one of {FORMS}, not {form!r}")
 
 
-def _by_platform(form: str, cpu: Callable, library: Callable, *args):
-  """Calls the form that `form` and the platform ask for."""
+def _by_platform(form: str, *args, cpu: Callable, library: Callable, gpu: Callable | None = None):
+  """Calls the form that `form` and the platform ask for; without `gpu`, a GPU has the library's."""
   _check_form(form)
-  if form == "library":
-    return library(*args)
-  return lax.platform_dependent(*args, cpu=cpu, default=library)
+  forms = {"cpu": cpu, "gpu": gpu or library, "library": library}
+  if form != "platform":
+    return forms[form](*args)
+  return lax.platform_dependent(*args, cpu=cpu, cuda=forms["gpu"], default=library)
 
 
 def _library_conv(x, kernel, *, stride, dilation, groups=1, dtype=None):
@@ -52,8 +53,7 @@ def _library_conv(x, kernel, *, stride, dilation, groups=1, dtype=None):
 def _padded(x, kernel_size: Sequence[int], dilation: int):
   """x with zeros around it, half the kernel's reach on each side."""
   ph, pw = (dilation * (side - 1) // 2 for side in kernel_size)
-  # Without the barrier XLA takes the middle tap from x and so writes x as well as its padded copy.
-  return lax.optimization_barrier(jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0))))
+  return jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
 
 
 def _reach_of_tap(size: int, stride: int) -> int:
@@ -61,31 +61,55 @@ def _reach_of_tap(size: int, stride: int) -> int:
   return ((size - 1) // stride) * stride + 1
 
 
-def _tap_depthwise(x, kernel, *, stride, dilation):
-  """Depthwise convolution as one multiply-add a tap, which XLA fuses into a single loop."""
-  (kh, kw), (count, h, w, channels) = kernel.shape[:2], x.shape
-  rows, columns = _reach_of_tap(h, stride), _reach_of_tap(w, stride)
-  padded = _padded(x, (kh, kw), dilation)
-
-  def tap(index):
+def _views(padded, kernel_size: Sequence[int], size: Sequence[int], stride: int, dilation: int):
+  """What each tap sees of an input of that size: [B, H', W', C] views, in the kernel's order."""
+  (kh, kw), (rows, columns) = kernel_size, (_reach_of_tap(side, stride) for side in size)
+  for index in range(kh * kw):
     row, column = dilation * (index // kw), dilation * (index % kw)
     # lax.slice: NumPy's indexing takes ten times as long to trace, and there are hundreds.
-    stop = (count, row + rows, column + columns, channels)
-    return lax.slice(padded, (0, row, column, 0), stop, (1, stride, stride, 1))
-
-  weights = kernel.reshape(-1, channels)
-  return functools.reduce(jnp.add, (tap(i) * w for i, w in enumerate(weights)))
+    stop = (len(padded), row + rows, column + columns, padded.shape[-1])
+    yield lax.slice(padded, (0, row, column, 0), stop, (1, stride, stride, 1))
 
 
-def _tap_depthwise_input_grad(x_shape, kernel, grad, *, stride, dilation):
-  """Gradient of the input: the output gradient convolved with the kernel turned around.
+def _cpu_depthwise(x, kernel, *, stride, dilation):
+  """Depthwise convolution as one multiply-add a tap, which XLA fuses into a single loop."""
+  # Without the barrier XLA takes the middle tap from x and so writes x as well as its padded copy.
+  padded = lax.optimization_barrier(_padded(x, kernel.shape[:2], dilation))
+  views = _views(padded, kernel.shape[:2], x.shape[1:3], stride, dilation)
+  weights = kernel.reshape(-1, x.shape[-1])
+  return functools.reduce(jnp.add, (view * w for view, w in zip(views, weights, strict=True)))
 
-  With stride 2 every input pixel meets only the taps of its own parity, so the four parities are
-  computed apart and interleaved; spreading the gradient out with zeros would be four times the
-  work.
-  """
+
+def _gpu_depthwise(x, kernel, *, stride, dilation):
+  """The same with the padding in the loop, and summed in float32, which costs a GPU nothing."""
+  padded = _padded(x, kernel.shape[:2], dilation)
+  views = _views(padded, kernel.shape[:2], x.shape[1:3], stride, dilation)
+  weights = kernel.reshape(-1, x.shape[-1]).astype(jnp.float32)
+  terms = (view.astype(jnp.float32) * w for view, w in zip(views, weights, strict=True))
+  return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+
+def _cpu_input_grad(x_shape, kernel, grad, *, stride, dilation):
+  """Gradient of the input: the output gradient convolved with the kernel turned around."""
   if stride == 1:
-    return _tap_depthwise(grad, kernel[::-1, ::-1], stride=1, dilation=dilation)
+    return _cpu_depthwise(grad, kernel[::-1, ::-1], stride=1, dilation=dilation)
+  return _input_grad_of_stride_2(x_shape, kernel, grad)
+
+
+def _gpu_input_grad(x_shape, kernel, grad, *, stride, dilation):
+  """The same, in the form for a GPU."""
+  if stride == 1:
+    return _gpu_depthwise(grad, kernel[::-1, ::-1], stride=1, dilation=dilation)
+  wide = _input_grad_of_stride_2(x_shape, kernel.astype(jnp.float32), grad.astype(jnp.float32))
+  return wide.astype(grad.dtype)
+
+
+def _input_grad_of_stride_2(x_shape, kernel, grad):
+  """Gradient of the input of a 3x3 kernel with stride 2.
+
+  Every input pixel meets only the taps of its own parity, so the four parities are computed apart
+  and interleaved; spreading the gradient out with zeros would be four times the work.
+  """
   _, h, w, _ = x_shape
   weights = kernel[:, :, 0]
   below = jnp.pad(grad, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -100,7 +124,7 @@ def _tap_depthwise_input_grad(x_shape, kernel, grad, *, stride, dilation):
   return rows.reshape(b, 2 * out_h, 2 * out_w, c)[:, :h, :w]
 
 
-def _tap_depthwise_kernel_grad(x, kernel, grad, *, stride, dilation):
+def _cpu_kernel_grad(x, kernel, grad, *, stride, dilation):
   """Gradient of the kernel: per tap, the sum over batch and space of input times output gradient.
 
   Summing over the batch first, image by image, keeps the loop along the channels and hands the
@@ -126,7 +150,7 @@ def _kernel_grad_of_images(x, grad, *, kernel, stride, dilation):
   """
   kw, channels = kernel.shape[1], x.shape[-1]
   rows, columns = (_reach_of_tap(size, stride) for size in x.shape[1:3])
-  padded = _padded(x.astype(jnp.float32), kernel.shape[:2], dilation)
+  padded = lax.optimization_barrier(_padded(x.astype(jnp.float32), kernel.shape[:2], dilation))
   grad = grad.astype(jnp.float32)
 
   def tap(index):
@@ -144,6 +168,14 @@ def _kernel_grad_of_images(x, grad, *, kernel, stride, dilation):
   return lax.map(tap, jnp.arange(kernel.shape[0] * kw)).reshape(kernel.shape)
 
 
+def _gpu_kernel_grad(x, kernel, grad, *, stride, dilation):
+  """Gradient of the kernel for a GPU: one sum over batch and space for all taps."""
+  padded, grad = _padded(x, kernel.shape[:2], dilation), grad.astype(jnp.float32)
+  views = _views(padded, kernel.shape[:2], x.shape[1:3], stride, dilation)
+  products = jnp.stack([view.astype(jnp.float32) * grad for view in views])
+  return jnp.sum(products, axis=(1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(x, kernel, stride: int = 1, dilation: int = 1, form: str = "platform"):
   """Convolves each channel with a kernel of its own.
@@ -156,23 +188,24 @@ def depthwise_conv(x, kernel, stride: int = 1, dilation: int = 1, form: str = "p
     kernel: [k, k, 1, C] of the same dtype, k odd.
     stride: step in both directions, in pixels.
     dilation: distance between taps, in pixels.
-    form: "platform" or "library".
+    form: one of `FORMS`.
 
   Returns:
     [B, ceil(H / stride), ceil(W / stride), C] in the dtype of x.
 
   Raises:
-    ValueError: if form is neither, or the stride is not 1, nor 2 with a 3x3 kernel undilated.
+    ValueError: if form is none of them, or the stride is not 1, nor 2 with a 3x3 kernel undilated.
   """
   if stride != 1 and (stride, dilation, *kernel.shape[:2]) != (2, 1, 3, 3):
     raise ValueError("stride 2 takes a 3x3 kernel without dilation, and no stride is larger")
   options = {"stride": stride, "dilation": dilation}
   return _by_platform(
     form,
-    functools.partial(_tap_depthwise, **options),
-    functools.partial(_library_conv, groups=x.shape[-1], **options),
     x,
     kernel,
+    cpu=functools.partial(_cpu_depthwise, **options),
+    gpu=functools.partial(_gpu_depthwise, **options),
+    library=functools.partial(_library_conv, groups=x.shape[-1], **options),
   )
 
 
@@ -187,16 +220,18 @@ def _depthwise_backward(stride, dilation, form, residuals, grad):
     # Without the barrier XLA shares the nine shifted views with the forward pass, and so has to
     # write all nine to memory instead of fusing them.
     x = lax.optimization_barrier(x)
-    return (
-      _tap_depthwise_input_grad(x.shape, kernel, grad, **options),
-      _tap_depthwise_kernel_grad(x, kernel, grad, **options),
-    )
+    grad_x = _cpu_input_grad(x.shape, kernel, grad, **options)
+    return grad_x, _cpu_kernel_grad(x, kernel, grad, **options)
+
+  def gpu(x, kernel, grad):
+    grad_x = _gpu_input_grad(x.shape, kernel, grad, **options)
+    return grad_x, _gpu_kernel_grad(x, kernel, grad, **options)
 
   def library(x, kernel, grad):
     conv = functools.partial(_library_conv, groups=x.shape[-1], **options)
     return jax.vjp(conv, x, kernel)[1](grad)
 
-  return _by_platform(form, cpu, library, *residuals, grad)
+  return _by_platform(form, *residuals, grad, cpu=cpu, gpu=gpu, library=library)
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
@@ -228,16 +263,16 @@ def downsampling_conv(x, kernel, form: str = "platform"):
   Args:
     x: [B, H, W, C], any float dtype.
     kernel: [3, 3, C, C'] of the same dtype.
-    form: "platform" or "library".
+    form: one of `FORMS`.
 
   Returns:
     [B, ceil(H / 2), ceil(W / 2), C'] in the dtype of x.
 
   Raises:
-    ValueError: if form is neither.
+    ValueError: if form is none of them.
   """
   library = functools.partial(_library_conv, stride=2, dilation=1)
-  return _by_platform(form, _blocks_conv, library, x, kernel)
+  return _by_platform(form, x, kernel, cpu=_blocks_conv, library=library)
 
 
 def _downsampling_forward(x, kernel, form):
@@ -246,10 +281,10 @@ def _downsampling_forward(x, kernel, form):
 
 def _downsampling_backward(form, residuals, grad):
   library = functools.partial(_library_conv, stride=2, dilation=1)
-  forms = (
+  cpu, plain = (
     lambda x, kernel, grad, f=f: jax.vjp(f, x, kernel)[1](grad) for f in (_blocks_conv, library)
   )
-  return _by_platform(form, *forms, *residuals, grad)
+  return _by_platform(form, *residuals, grad, cpu=cpu, library=plain)
 
 
 downsampling_conv.defvjp(_downsampling_forward, _downsampling_backward)
@@ -262,15 +297,15 @@ def pointwise_conv(x, kernel, form: str = "platform", dtype=None):
   Args:
     x: [B, H, W, C], any float dtype.
     kernel: [1, 1, C, C'] of the same dtype.
-    form: "platform" or "library". The matrix product is the platform's form everywhere: a GPU's
-      matrix library runs it as fast as its convolution library.
+    form: one of `FORMS`. All but the library's are the matrix product: a GPU's matrix library runs
+      it as fast as its convolution library.
     dtype: of the result, that of x for None. Sums are float32 inside, and float32 keeps them so.
 
   Returns:
     [B, H, W, C'] in that dtype.
 
   Raises:
-    ValueError: if form is neither.
+    ValueError: if form is none of them.
   """
   _check_form(form)
   if form == "library":
@@ -393,14 +428,14 @@ def upsample2x(x, form: str = "platform"):
 
   Args:
     x: [B, H, W, C], any float dtype.
-    form: "platform" or "library". The weighted sum is the platform's form everywhere: the library
-      multiplies with matrices that are nearly all zeros.
+    form: one of `FORMS`. All but the library's are the weighted sum: the library multiplies with
+      matrices that are nearly all zeros.
 
   Returns:
     [B, 2H, 2W, C] in the dtype of x.
 
   Raises:
-    ValueError: if form is neither.
+    ValueError: if form is none of them.
   """
   _check_form(form)
   return _library_upsample2x(x) if form == "library" else _lerp_double(_lerp_double(x, 1), 2)
@@ -411,7 +446,7 @@ def _upsample_forward(x, form):
 
 
 def _upsample_backward(form, _, grad):
-  if form == "platform":
+  if form != "library":
     return (_lerp_double_grad(_lerp_double_grad(grad, 2), 1),)
   b, h, w, c = grad.shape
   shape = jax.ShapeDtypeStruct((b, h // 2, w // 2, c), grad.dtype)

@@ -206,7 +206,8 @@ def _model(config: ConfigDict, form: str):
   return create_model({**config.model.to_dict(), "form": form}, DTYPES[config.precision])
 
 
-def _photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
+def photographs(config: ConfigDict, batch: int, size: int) -> np.ndarray:
+  """Random [batch, size, size, 3] uint8 pixels, the same for one seed."""
   rng = np.random.default_rng(config.seed)
   return rng.integers(0, 256, (batch, size, size, 3), np.uint8)
 
@@ -223,7 +224,7 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
       *((1, form) for form in _forms(config)),
       (config.train.batch_size, "platform"),
     ):
-      image = _photographs(config, batch, size)
+      image = photographs(config, batch, size)
       cost = count_forward(config.model.to_dict(), DTYPES[config.precision], batch, size)
       run = jax.jit(functools.partial(lesion_probs, _model(config, form)))
       compiled, facts = _compile(run, variables, image, again=form == "platform")
@@ -238,9 +239,9 @@ def _forward_tasks(config: ConfigDict) -> Iterator[Task]:
     yield six
 
 
-def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:
+def train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:
   """A batch in the form in which the training step takes it."""
-  image = _photographs(config, count, size)
+  image = photographs(config, count, size)
   mask = (image[..., :1] > 127).astype(np.uint8)
   if config.data.augment_on != "device":
     return {"image": image, "targets": {"mask": mask}}
@@ -253,7 +254,7 @@ def _train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:
 def _train_tasks(config: ConfigDict) -> Iterator[Task]:
   """The training step at the first size, each form with a state of its own."""
   size, count = config.benchmark.image_sizes[0], config.train.batch_size
-  batch = _train_batch(config, count, size)
+  batch = train_batch(config, count, size)
   numbers = recipe_numbers(config, total_steps=1000)
 
   def start(form: str):

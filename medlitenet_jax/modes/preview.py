@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from medlitenet_jax.data.augment.geometry import augment, single_augmentations
 from medlitenet_jax.data.augment.policy import AugmentPolicy
 from medlitenet_jax.data.cases import Case, Source
-from medlitenet_jax.data.images.preprocess import Preprocessing, find_hairs, reduced, shades_of_grey
+from medlitenet_jax.data.images.preprocess import Preprocessing, find_hairs, reduced
 from medlitenet_jax.data.images.resize import resize_image, resize_mask
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
@@ -67,15 +67,19 @@ def _draw_augmentations(source: Source, size: int, config: ConfigDict, path: Pat
 
 def _draw_preprocessing(source: Source, size: int, path: Path) -> None:
   """A row a photograph, from much hair to none: as it is, its hairs, and each way of cleaning."""
-  both = Preprocessing(hair_removal=True, color_constancy="shades_of_grey")
-  without_hairs = Preprocessing(hair_removal=True, color_constancy="none")
-  titles = ("photograph", "taken as hair", "hair_removal", "shades_of_grey", "both")
+  ways = {
+    "hair_removal": Preprocessing(hair_removal=True),
+    "shadow_removal": Preprocessing(shadow_removal=True),
+    "shades_of_grey": Preprocessing(color_constancy="shades_of_grey"),
+    "all": Preprocessing(True, "shades_of_grey", True),
+  }
+  titles = ("photograph", "taken as hair", *ways)
 
   def pictures(case: Case):
     mask = resize_mask(case.mask, size, size)
     small = reduced(case.image)
     hairs = np.where(find_hairs(small)[..., None] == 1, np.array(HAIR_COLOR, np.uint8), small)
-    changed = (hairs, without_hairs(small), shades_of_grey(case.image), both(small))
+    changed = (hairs, *(way(case.image) for way in ways.values()))
     shown = [(resize_image(image, size, size), np.zeros_like(mask)) for image in changed]
     return [(resize_image(case.image, size, size), mask), *shown]
 

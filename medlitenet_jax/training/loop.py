@@ -161,7 +161,8 @@ def _learn(
   with contextlib.ExitStack() as stack:
     log = stack.enter_context(contextlib.closing(open_log(workdir, step, validated=validated)))
     unsaved = stack.enter_context(contextlib.closing(Unsaved(checkpoints, plan.total_steps)))
-    progress = Progress(plan, run.schedule, log, forecast, step)
+    scored_at = run.config.eval.image_size
+    progress = Progress(plan, run.schedule, log, forecast, step, scored_at=scored_at)
     stack.enter_context(contextlib.closing(progress))
     limit = run.config.train.max_skipped_in_a_row
     skips = SkippedBatches(log, skipped=int(state.skipped), limit=limit)

@@ -29,6 +29,8 @@ class Progress:
     log: MetricsLog | NullLog,
     forecast: Forecast,
     step: int,
+    *,
+    scored_at: int,
   ):
     """Starts the clock and the bar.
 
@@ -38,7 +40,9 @@ class Progress:
       log: receives the lines.
       forecast: of the run; is told what batches and validations take.
       step: batches seen so far.
+      scored_at: pixels a side of the images of a validation.
     """
+    self._scored_at = scored_at
     self._plan, self._schedule, self._log = plan, schedule, log
     self._meter = Meter(plan.batch_size)
     self._forecast = forecast
@@ -98,7 +102,10 @@ class Progress:
       return
     epoch = self._plan.epoch_at(step)
     self._log.write(step=step, epoch=epoch, split="val", figures=scores)
-    self._say(f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}")
+    line = f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
+    if self._plan.yet_to_come(self._scored_at, step):
+      line += f" (at {self._scored_at} pixels, which come later in training)"
+    self._say(line)
 
   def _say(self, line: str) -> None:
     """Prints a line above the bar."""

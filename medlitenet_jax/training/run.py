@@ -60,6 +60,13 @@ class Plan:
     phase = step * len(self.image_sizes) // self.total_steps
     return self.image_sizes[min(phase, len(self.image_sizes) - 1)]
 
+  def yet_to_come(self, image_size: int, step: int) -> bool:
+    """Whether images of that size come only after the first `step` batches."""
+    if self.mixed_sizes or image_size not in self.image_sizes:
+      return False
+    first = self.image_sizes.index(image_size) * self.total_steps / len(self.image_sizes)
+    return step <= first
+
   def log_due(self, step: int) -> bool:
     """Whether a line of the log is due after `step` batches."""
     return self._due(step, self.log_every_steps)

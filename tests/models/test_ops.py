@@ -9,6 +9,7 @@ import pytest
 
 from medlitenet_jax.models import ops
 
+FORMS = tuple(form for form in ops.FORMS if form != "platform")  # that is one of the others
 # Every (stride, dilation) that a network uses: strides in the encoder, dilations in the ASPP.
 STEPS = ((1, 1), (2, 1), (1, 3), (1, 4), (1, 6), (1, 8), (1, 12))
 SHAPES = ((1, 1, 1, 3), (2, 5, 7, 4), (1, 8, 6, 5))
@@ -50,11 +51,12 @@ def forward_and_gradients(op, *args):
 
 
 def assert_forms_agree(op, *args, **tolerance):
-  """Compares op(form, *args) and all its gradients between the two forms."""
-  fast, plain = (forward_and_gradients(functools.partial(op, form), *args) for form in ops.FORMS)
-  for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
-    assert a.shape == b.shape and a.dtype == b.dtype
-    np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), **tolerance)
+  """Compares op(form, *args) and all its gradients between the forms."""
+  *fast, plain = (forward_and_gradients(functools.partial(op, form), *args) for form in FORMS)
+  for form in fast:
+    for a, b in zip(jax.tree.leaves(form), jax.tree.leaves(plain), strict=True):
+      assert a.shape == b.shape and a.dtype == b.dtype
+      np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), **tolerance)
 
 
 def depthwise(form, x, kernel, *, stride=1, dilation=1):
@@ -87,7 +89,7 @@ def test_stride_2_forms_agree_on_thin_maps(shape):
   assert_forms_agree(op, normal(*shape), normal(3, 3, 1, 3, seed=1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 3), (1, 12)])
 def test_depthwise_is_the_sum_over_taps(form, stride, dilation):
   for shape in ((1, 1, 1, 2), (2, 5, 7, 3), (1, 14, 13, 2)):
@@ -113,7 +115,7 @@ def test_a_stride_without_a_gradient_is_refused(stride, dilation, side):
     jax.grad(lambda x: ops.depthwise_conv(x, kernel, stride, dilation).sum())(x)
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 7, 3), (1, 6, 4, 3)])
 def test_downsampling_is_the_sum_over_taps_and_channels(form, shape):
   x, kernel = normal(*shape), normal(3, 3, shape[-1], 4, seed=1)
@@ -131,7 +133,7 @@ def test_downsampling_forms_agree(shape):
   assert_forms_agree(downsampling, normal(*shape), kernel, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_pointwise_keeps_the_sum_of_halves_in_float32(form):
   x, kernel = (normal(*s, dtype=jnp.bfloat16) for s in ((1, 4, 4, 64), (1, 1, 64, 1)))
   wide = ops.pointwise_conv(x, kernel, form, jnp.float32)
@@ -146,7 +148,7 @@ def test_pointwise_keeps_the_sum_of_halves_in_float32(form):
   assert [g.dtype for g in jax.grad(loss, (0, 1))(x, kernel)] == [jnp.bfloat16] * 2
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_pointwise_is_a_product_over_channels(form):
   x, kernel = normal(2, 3, 5, 4), normal(1, 1, 4, 6, seed=1)
   expected = np.zeros((2, 3, 5, 6))
@@ -183,7 +185,7 @@ def test_wide_einsum_sums_halves_in_float32_and_its_gradient_is_half():
   )
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 3, 2), (1, 4, 8, 1)])
 def test_upsample_interpolates_between_pixel_centres(form, shape):
   x = normal(*shape)
@@ -264,16 +266,18 @@ def lowered(form, platform, *, gradient):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_platform_chooses_the_convolution(gradient):
-  """On a GPU, XLA's own; on a CPU, none."""
-  for form, platform, has_convolution in (
-    ("library", "cpu", True),
-    ("library", "cuda", True),
-    ("platform", "cpu", False),
-    ("platform", "cuda", True),
-  ):
-    text = lowered(form, platform, gradient=gradient)
-    assert ("stablehlo.convolution" in text) == has_convolution, (form, platform)
-    assert ("group_count = 5" in text) == has_convolution, (form, platform)
+  """Neither a CPU nor a GPU runs XLA's own, and the two have different forms."""
+  text = {
+    (form, platform): lowered(form, platform, gradient=gradient)
+    for form in ("platform", "library")
+    for platform in ("cpu", "cuda")
+  }
+  for (form, platform), program in text.items():
+    assert ("stablehlo.convolution" in program) == (form == "library"), (form, platform)
+  for platform, form in (("cpu", "cpu"), ("cuda", "gpu")):
+    own = lowered(form, platform, gradient=gradient)
+    assert ("optimization_barrier" in own) == (form == "cpu")
+    assert ("optimization_barrier" in text["platform", platform]) == (form == "cpu")
 
 
 def test_the_kernel_gradient_is_compiled_once_for_all_taps():

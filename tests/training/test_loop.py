@@ -36,6 +36,7 @@ from medlitenet_jax.training.optim import pack
 from medlitenet_jax.training.run import create_plan
 
 STEPS = FIELDS["train.max_steps"]
+LATER = "(at 96 pixels, which come later in training)"
 
 
 def opened(workdir):
@@ -62,6 +63,7 @@ def interrupted_run(tmp_path_factory):
   done = launch(*small_arguments(), f"--workdir={workdir}", patch=INTERRUPTION)
   assert done.returncode == 130, done.stderr
   assert "Traceback" not in done.stderr and "goes on" in done.stdout + done.stderr
+  assert LATER in done.stdout + done.stderr  # of batch 3
   return workdir
 
 
@@ -76,6 +78,7 @@ def resumed_run(interrupted_run):
   done = launch(*small_arguments(), f"--workdir={interrupted_run}")
   assert done.returncode == 0, done.stderr
   assert "Resuming" in done.stdout + done.stderr
+  assert "val Dice" in done.stdout + done.stderr and LATER not in done.stdout + done.stderr
   return interrupted_run
 
 
@@ -276,3 +279,9 @@ def test_image_sizes_share_a_run_equally():
   sizes = [plan.image_size_at(step) for step in range(9)]
   assert sizes == [64] * 3 + [96] * 3 + [128] * 3
   assert plan.image_size_at(100) == 128  # batches are prepared ahead of the run's end
+  for size in (64, 96, 128):
+    assert [plan.yet_to_come(size, step) for step in range(10)] == [
+      size not in sizes[:step] for step in range(10)
+    ]
+  mixed = create_plan(resolved(train__image_sizes=(64, 96), train__mixed_sizes=True), 13)
+  assert not plan.yet_to_come(192, 0) and not mixed.yet_to_come(96, 1)

@@ -1,4 +1,4 @@
-"""Removes hairs and colour casts from photographs, for training and inference alike."""
+"""Removes hairs, shadows and colour casts from photographs, for training and inference alike."""
 
 import dataclasses
 import math
@@ -24,6 +24,13 @@ MIN_HAIR_LENGTH = 0.08
 FILL_REACH = 0.008  # standard deviation of the Gaussian weights of the pixels that fill a hair
 FILL_PASSES = 4  # each pass doubles the reach, for pixels that the passes before did not reach
 
+# Shadow removal.
+LIGHT_SIDE = 128  # pixels of the shorter side that the light is fitted at
+FRAME = 0.15  # width of the frame that shows mostly skin, of the shorter side
+FITS = 8  # each gives less weight to what lies far from the one before
+OUTLIER = 4.7  # distance of no weight, in robust standard deviations (Tukey's biweight)
+MAX_GAIN = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -32,18 +39,21 @@ class Preprocessing:
   Attributes:
     hair_removal: whether hairs are found and painted over.
     color_constancy: one of `COLOR_CONSTANCIES`.
+    shadow_removal: whether uneven light is evened out.
 
   Raises:
-    InputError: if color_constancy is not one of them or hair_removal is not a bool.
+    InputError: if color_constancy is not one of them or one of the others is not a bool.
   """
 
   hair_removal: bool = False
   color_constancy: str = "none"
+  shadow_removal: bool = False
 
   def __post_init__(self):
     """Checks the values."""
-    if not isinstance(self.hair_removal, bool):
-      raise InputError(f"preprocess.hair_removal takes True or False, not {self.hair_removal!r}")
+    for name in ("hair_removal", "shadow_removal"):
+      if not isinstance(value := getattr(self, name), bool):
+        raise InputError(f"preprocess.{name} takes True or False, not {value!r}")
     if self.color_constancy not in COLOR_CONSTANCIES:
       raise InputError(
         f"preprocess.color_constancy takes one of {', '.join(COLOR_CONSTANCIES)}, not "
@@ -53,7 +63,11 @@ class Preprocessing:
   @property
   def steps(self) -> list[str]:
     """Names of the active steps, in order."""
-    named = {"hair_removal": self.hair_removal, self.color_constancy: True}
+    named = {
+      "hair_removal": self.hair_removal,
+      "shadow_removal": self.shadow_removal,
+      self.color_constancy: True,
+    }
     return [name for name, on in named.items() if on and name != "none"]
 
   def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -69,6 +83,8 @@ class Preprocessing:
     if self.hair_removal:
       image = reduced(image)
       image = paint_over(image, find_hairs(image))
+    if self.shadow_removal:
+      image = without_shadow(image)
     if self.color_constancy == "shades_of_grey":
       image = shades_of_grey(image)
     return image
@@ -169,6 +185,55 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
     sigma *= 2
   image[left] = np.rint(seen[hairs == 0, :3].mean(axis=0))
   return image
+
+
+def without_shadow(image: np.ndarray) -> np.ndarray:
+  """Evens out the light, as it falls on the skin around the lesion.
+
+  The logarithm of the brightest channel is fitted by a quadratic function of the place. The fit is
+  to a frame along the photograph's border, and robust, because a lesion or the lens may reach into
+  it; only a lesion that fills a corner looks like a shadow. The photograph is divided by that
+  light.
+
+  Args:
+    image: [H, W, 3] uint8 RGB.
+
+  Returns:
+    [H, W, 3] uint8. The median light of the frame stays as it was, and no pixel becomes more than
+    `MAX_GAIN` times as bright or as dark.
+
+  Reference:
+    Cavalcanti and Scharcanski, Automated prescreening of pigmented skin lesions using standard
+    cameras, 2011, who fit the four corners by least squares.
+  """
+  height, width = image.shape[:2]
+  scale = min(1.0, LIGHT_SIDE / min(height, width))
+  small = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
+  light = np.log(small.max(axis=2) + 1.0)
+  terms = _quadratic_terms(*light.shape)
+  edge = max(1, round(FRAME * min(light.shape)))
+  frame = np.ones(light.shape, bool)
+  frame[edge:-edge, edge:-edge] = False
+  seen, levels, weight = terms[frame], light[frame], np.ones(frame.sum())
+  for _ in range(FITS):
+    root = np.sqrt(weight)
+    found = np.linalg.lstsq(seen * root[:, None], levels * root, rcond=None)[0]
+    distance = levels - seen @ found
+    spread = 1.4826 * np.median(np.abs(distance)) + 1e-3
+    weight = np.clip(1 - (distance / (OUTLIER * spread)) ** 2, 0, None) ** 2
+  fitted = terms @ found
+  gain = np.exp(np.median(fitted[frame]) - fitted).astype(np.float32)
+  gain = np.clip(cv2.resize(gain, (width, height)), 1 / MAX_GAIN, MAX_GAIN)
+  return np.rint(np.minimum(image * gain[..., None], 255)).astype(np.uint8)
+
+
+def _quadratic_terms(height: int, width: int) -> np.ndarray:
+  """1, x, y, x squared, y squared and x y at every pixel: [height, width, 6]."""
+  y, x = np.meshgrid(
+    *((np.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)),
+    indexing="ij",
+  )
+  return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
 
 
 def shades_of_grey(image: np.ndarray) -> np.ndarray:

@@ -56,11 +56,15 @@ class BoundaryBiasedAttention(nn.Module):
   Attributes:
     heads: attention heads; must divide the channels.
     normalised: whether queries and keys are.
+    contrast: whether queries and keys come from tokens that are standardised over the frame, each
+      channel by itself: what differs little in a photograph of low contrast then differs as much
+      as elsewhere.
     dtype: compute dtype; the softmax is computed in float32.
   """
 
   heads: int
   normalised: bool = False
+  contrast: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -78,8 +82,13 @@ class BoundaryBiasedAttention(nn.Module):
     if boundary is not None:
       chex.assert_shape(boundary, x.shape[:2])
     b, n, d = x.shape
-    qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
-    q, k, v = (qkv[:, :, i] for i in range(3))
+    if self.contrast:
+      guide = Linear(2 * d, self.dtype, name="queries_and_keys")(_standardised(x))
+      q, k = jnp.split(guide.reshape(b, n, 2 * self.heads, -1), 2, axis=2)
+      v = Linear(d, self.dtype, name="values")(x).reshape(b, n, self.heads, -1)
+    else:
+      qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, -1)
+      q, k, v = (qkv[:, :, i] for i in range(3))
     # Written out because jax.nn.dot_product_attention does not support float16 on a CPU.
     if self.normalised:
       q, k = (_unit_length(part).astype(self.dtype) for part in (q, k))
@@ -97,6 +106,13 @@ class BoundaryBiasedAttention(nn.Module):
     attention = attention.astype(self.dtype)
     y = ops.wide_einsum("bhnm,bmhd->bnhd", attention, v).astype(self.dtype)
     return Linear(d, self.dtype, name="out")(y.reshape(b, n, d))
+
+
+def _standardised(x):
+  """[B, N, D] tokens, float32, with a mean of 0 and a deviation of 1 over the tokens."""
+  x = x.astype(jnp.float32)
+  x -= jnp.mean(x, axis=1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=1, keepdims=True) + 1e-5)
 
 
 def _unit_length(x):
@@ -128,6 +144,7 @@ class TransformerLayer(nn.Module):
     mlp_ratio: ratio of the feed-forward network's hidden channels to the token's channels.
     dropout: rate on both residual branches in training.
     normalised: whether the attention normalises queries and keys.
+    contrast: whether they come from standardised tokens.
     attends: whether there is attention; without it each token is by itself.
     dtype: compute dtype; LayerNorm computes in float32.
   """
@@ -136,6 +153,7 @@ class TransformerLayer(nn.Module):
   mlp_ratio: int
   dropout: float = 0.0
   normalised: bool = False
+  contrast: bool = False
   attends: bool = True
   dtype: jnp.dtype = jnp.float32
 
@@ -145,9 +163,9 @@ class TransformerLayer(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     if self.attends:
       y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-      y = BoundaryBiasedAttention(self.heads, self.normalised, self.dtype, name="attention")(
-        y, boundary
-      )
+      y = BoundaryBiasedAttention(
+        self.heads, self.normalised, self.contrast, self.dtype, name="attention"
+      )(y, boundary)
       note(self, "attention_size", functools.partial(_relative_size, y, x))
       x = x + drop(y)
     y = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
@@ -174,6 +192,7 @@ class CrossScaleMixer(nn.Module):
     pooled: whether the stage-3 map is first average-pooled to the grid of stage 4.
     normalised: whether a LayerNorm precedes the positional encoding, and queries and keys are
       normalised.
+    contrast: whether queries and keys come from standardised tokens.
     cycles: highest frequency of the positional encoding, in cycles a frame.
     form: form of the operations.
     dtype: compute dtype.
@@ -188,6 +207,7 @@ class CrossScaleMixer(nn.Module):
   attends: bool = True
   pooled: bool = True
   normalised: bool = False
+  contrast: bool = False
   cycles: float = 16.0
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
@@ -233,6 +253,7 @@ class CrossScaleMixer(nn.Module):
         self.mlp_ratio,
         self.dropout,
         self.normalised,
+        self.contrast,
         self.attends,
         dtype=self.dtype,
         name=f"layer{i + 1}",

@@ -21,7 +21,10 @@ PARTS = {  # gates come first: they also lie inside the decoder's stages, and th
 
 KNOCKOUTS: dict[str, knockout.Knockout] = {
   "attention": {"*/attention": knockout.zero},
-  "attention_pattern": {"*/attention/qkv": knockout.uniform_queries_and_keys},
+  "attention_pattern": {
+    "*/attention/qkv": knockout.uniform_queries_and_keys,
+    "*/attention/queries_and_keys": knockout.zero,
+  },
   "token_mlp": {"*/mlp_out": knockout.zero},
   "mixer": {
     "fusion": knockout.unchanged,

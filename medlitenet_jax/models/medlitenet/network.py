@@ -182,6 +182,7 @@ class MedLiteNet(nn.Module):
     gate_context: whether the gates use eq. 7.
     scse: whether the decoder's stages have SCSE.
     token_norm: whether tokens, queries and keys are normalised, see `CrossScaleMixer`.
+    contrast_attention: whether queries and keys come from tokens standardised over the frame.
     pool_fine_tokens: whether stage-3 tokens are pooled to the grid of stage 4.
     position_cycles: highest frequency of the positional encoding, in cycles a frame.
     classical_edges: whether the gates also see the photograph's edges, see `classical_edges`.
@@ -213,6 +214,7 @@ class MedLiteNet(nn.Module):
   gate_context: bool = True
   scse: bool = True
   token_norm: bool = False
+  contrast_attention: bool = False
   pool_fine_tokens: bool = True
   position_cycles: float = 16.0
   classical_edges: bool = False
@@ -289,6 +291,7 @@ class MedLiteNet(nn.Module):
       attends=self.attention,
       pooled=self.pool_fine_tokens,
       normalised=self.token_norm,
+      contrast=self.contrast_attention,
       cycles=self.position_cycles,
       name="mixer",
       **self._common,

@@ -6,12 +6,14 @@ import pytest
 
 from medlitenet_jax.data.augment.artefacts import add_strokes, hair_strokes
 from medlitenet_jax.data.images.preprocess import (
+  MAX_GAIN,
   WORKING_SIDE,
   Preprocessing,
   find_hairs,
   paint_over,
   reduced,
   shades_of_grey,
+  without_shadow,
 )
 from medlitenet_jax.system.errors import InputError
 
@@ -141,6 +143,45 @@ def test_grey_light_and_darkness_stay():
   np.testing.assert_array_equal(shades_of_grey(red), red)
 
 
+def lit(image, gradient=0.0, bow=0.0):
+  """The photograph in a light that grows from left to right and falls from the middle outwards."""
+  y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape[:2]), indexing="ij")
+  light = np.exp(gradient * x - bow * (x * x + y * y))
+  return np.clip(np.rint(image * light[..., None]), 0, 255).astype(np.uint8)
+
+
+def with_lesion(image, row, column, radius):
+  """A dark disc; its centre and radius in fractions of the side."""
+  side = len(image)
+  y, x = np.mgrid[:side, :side] / side
+  inside = np.hypot(y - row, x - column) < radius
+  return np.where(inside[..., None], np.uint8([90, 50, 40]), image), inside
+
+
+@pytest.mark.parametrize("place", [(0.5, 0.5, 0.3), (0.5, 0.1, 0.2)])
+def test_uneven_light_is_evened_out(place):
+  """Whether the lesion is in the middle or reaches over the border."""
+  even, inside = with_lesion(np.full((160, 160, 3), (180, 140, 120), np.uint8), *place)
+  dim = lit(even, gradient=0.3, bow=0.1)
+  left = without_shadow(dim).astype(float)
+  skin_before, skin_after = dim[~inside].astype(float), left[~inside]
+  assert skin_before.std(axis=0).min() > 18 and skin_after.std(axis=0).max() < 1.5
+  colours = skin_after.mean(axis=0)
+  np.testing.assert_allclose(colours / colours.sum(), even[~inside][0] / 440, atol=0.005)
+  assert left[inside].mean() < 0.6 * skin_after.mean()
+
+
+def test_even_light_stays_and_no_pixel_changes_by_more_than_the_bound():
+  even, _ = with_lesion(np.full((90, 120, 3), (180, 140, 120), np.uint8)[:, :90], 0.5, 0.5, 0.3)
+  np.testing.assert_array_equal(without_shadow(even), even)
+  noise = np.random.default_rng(0).integers(1, 256, (40, 30, 3)).astype(np.uint8)
+  changed = without_shadow(noise).astype(float)
+  assert (changed <= np.minimum(noise * MAX_GAIN, 255) + 0.5).all()
+  assert (changed >= noise / MAX_GAIN - 0.5).all()
+  black = np.zeros((20, 30, 3), np.uint8)
+  np.testing.assert_array_equal(without_shadow(black), black)
+
+
 def test_off_is_the_photograph_itself_and_on_is_each_in_turn():
   image = with_hairs(skin())[0]
   assert Preprocessing(False, "none")(image) is image
@@ -152,18 +193,26 @@ def test_off_is_the_photograph_itself_and_on_is_each_in_turn():
   np.testing.assert_array_equal(
     Preprocessing(True, "shades_of_grey")(image), shades_of_grey(without)
   )
-  assert Preprocessing(True, "shades_of_grey").steps == ["hair_removal", "shades_of_grey"]
+  shaded = lit(image, gradient=0.3)
+  np.testing.assert_array_equal(
+    Preprocessing(shadow_removal=True, color_constancy="shades_of_grey")(shaded),
+    shades_of_grey(without_shadow(shaded)),
+  )
+  every = ["hair_removal", "shadow_removal", "shades_of_grey"]
+  assert Preprocessing(True, "shades_of_grey", True).steps == every
   assert Preprocessing(False, "none").steps == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (3, 5), (40, 2)])
 def test_tiny_photographs_are_accepted(size):
   image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-  clean = Preprocessing(True, "shades_of_grey")(image)
+  clean = Preprocessing(True, "shades_of_grey", True)(image)
   assert clean.shape == image.shape and clean.dtype == np.uint8
 
 
-@pytest.mark.parametrize("fields", [("yes", "none"), (1, "none"), (True, "grey"), (False, None)])
+@pytest.mark.parametrize(
+  "fields", [("yes", "none"), (1, "none"), (True, "grey"), (False, None), (True, "none", "yes")]
+)
 def test_invalid_settings_are_refused(fields):
-  with pytest.raises(InputError, match=r"preprocess\.(hair_removal|color_constancy) takes"):
+  with pytest.raises(InputError, match=r"preprocess\.[a-z_]+ takes"):
     Preprocessing(*fields)

@@ -40,7 +40,12 @@ def unit(x):
 
 def attention(x, params, heads, boundary=None):
   """One head at a time: softmax(q k^T / sqrt(d) + w b) v; with a temperature, of cosines."""
-  q, k, v = np.split(dense(x, params["qkv"]), 3, axis=-1)
+  if "qkv" in params:
+    q, k, v = np.split(dense(x, params["qkv"]), 3, axis=-1)
+  else:
+    even = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    q, k = np.split(dense(even, params["queries_and_keys"]), 2, axis=-1)
+    v = dense(x, params["values"])
   d = x.shape[-1] // heads
   outputs = []
   for head in range(heads):
@@ -108,11 +113,13 @@ def test_average_pool_is_the_mean_of_squares():
   assert average_pool(jnp.full((1, 8, 8, 1), 2048, jnp.float16), 8)[0, 0, 0, 0] == 2048
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(
+  ("normalised", "contrast"), [(False, False), (True, False), (False, True), (True, True)]
+)
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_is_its_formula(randomise, biased, normalised):
+def test_attention_is_its_formula(randomise, biased, normalised, contrast):
   x, boundary = normal(2, 7, 12), normal(2, 7, seed=1) if biased else None
-  layer = BoundaryBiasedAttention(heads=3, normalised=normalised)
+  layer = BoundaryBiasedAttention(heads=3, normalised=normalised, contrast=contrast)
   variables = randomise(layer.init(jax.random.key(0), x, boundary))
   assert ("boundary_weight" in variables["params"]) == biased
   expected = attention(x, variables["params"], 3, boundary)

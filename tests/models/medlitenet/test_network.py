@@ -293,6 +293,7 @@ def test_every_field_changes_the_network():
     "gate_stages": (0, 4),
     "boundary_bias_stage": 2,
     "token_norm": True,
+    "contrast_attention": True,
     "pool_fine_tokens": False,
     "position_cycles": 2.0,
     "classical_edges": True,
