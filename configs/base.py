@@ -170,6 +170,8 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order
   config.train.mixed_sizes = False  # the sizes take turns, batch by batch
+  # Times an epoch that the third of train comes whose lesions stand out least from the skin.
+  config.train.low_contrast_repeats = 1
   config.train.validate_every_epochs = 1
   # Where so many epochs have fewer batches than this, more epochs pass between two validations.
   config.train.validate_min_steps = 20

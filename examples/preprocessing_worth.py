@@ -2,9 +2,10 @@
 
     python examples/preprocessing_worth.py FOLDER --split=val
 
-FOLDER holds images/, masks/ and splits.csv, as for `--config.data.root`. The released `base` outlines
-each photograph as it is and with hairs, a shadow or uneven light drawn into it; each of them also
-after each preprocessing. Prints the mean Dice, and the paired difference to no preprocessing.
+FOLDER holds images/, masks/ and splits.csv, as for `--config.data.root`. The released `base`
+outlines each photograph as it is and with hairs, a shadow or uneven light drawn into it; each of
+them also after each preprocessing. Prints the mean Dice, and the paired difference to no
+preprocessing.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import CachedCases
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
+from medlitenet_jax.training.oversampling import with_faint_repeated
 from medlitenet_jax.training.state import TrainState, create_state
 from medlitenet_jax.training.step import Numbers, create_train_step, recipe_numbers
 
@@ -29,7 +30,7 @@ class Plan:
 
   Attributes:
     total_steps: batches of the whole run.
-    num_cases: training cases.
+    num_cases: training cases of an epoch.
     batch_size: images a batch, over all devices.
     image_sizes: pixels a side; each is used for an equal share of the run, in this order.
     mixed_sizes: whether they take turns instead: each once in as many batches, in an order drawn by
@@ -160,7 +161,7 @@ def create_initialise(
 def create_train_batches(config: ConfigDict, source: Source, plan: Plan) -> grain.DatasetIterator:
   """Opens the training data at the first batch; this process reads its own rows of each batch."""
   return train_batches(
-    CachedCases(source, config.data.cache_gib * 2**30),
+    source,
     seed=config.seed,
     batch_size=config.train.batch_size,
     image_size_at=plan.image_size_at,
@@ -208,8 +209,12 @@ def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
     The run, at its beginning.
 
   Raises:
-    InputError: if a field of the configuration cannot be used.
+    InputError: if a field of the configuration cannot be used, or a case that would be repeated
+      cannot be read.
   """
+  source = CachedCases(source, config.data.cache_gib * 2**30)
+  repeats = config.train.low_contrast_repeats
+  source = with_faint_repeated(source, repeats, config.data.num_threads)
   plan = create_plan(config, len(source))
   _, schedule = optim.create_run_optimizer(config.optim, plan.total_steps)
   return Run(
