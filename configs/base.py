@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
   config.data.mask_suffix = "_segmentation"  # after the photograph's name; "": the same name
   # Column of splits.csv, such as patient or lesion, whose groups stay in one split; "": none.
   config.data.group_column = ""
+  # Column of splits.csv with the class of each photograph, such as diagnosis, for a network that
+  # tells classes apart; "": none.
+  config.data.class_column = ""
   # Without splits.csv, or a column split in it, cases are split by a hash of the group or name.
   config.data.split_seed = 0
   config.data.val_fraction = 0.1  # of the groups
@@ -135,6 +138,7 @@ def get_config() -> ConfigDict:
   medlitenet.classical_edges = False  # of the photograph, in the gates
   medlitenet.boundary_magnitude = config_dict.placeholder(bool)  # maps are standardised magnitudes
   medlitenet.aspp_grid = config_dict.placeholder(int)  # that the dilations are meant for; 0: any
+  medlitenet.classes = 0  # that it tells apart beside the outline, of data.class_column; 0: none
   medlitenet.dropout = 0.1  # in the mixer
 
   config.loss = ConfigDict()
@@ -149,6 +153,8 @@ def get_config() -> ConfigDict:
   config.loss.boundaries = ConfigDict()  # of the network's boundary maps against the mask's border
   config.loss.boundaries.weight = 0.0
   config.loss.boundaries.width = 0.005  # on either side of the border, of the image's side
+  config.loss.classes = ConfigDict()  # cross-entropy of the classes, where they are known
+  config.loss.classes.weight = 0.0
 
   config.optim = ConfigDict()
   config.optim.name = "adamw"  # adamw, sgd

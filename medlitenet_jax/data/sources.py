@@ -12,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medlitenet_jax.data.cases import Case, Source
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
 from medlitenet_jax.data.images import image_files
-from medlitenet_jax.data.splits import ALL, SPLITS
+from medlitenet_jax.data.splits import ALL, SPLITS, SPLITS_FILE, read_classes
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.rules import one_of
 
 logger = logging.getLogger(__name__)
 
+CLASS = "class"  # the target of a case that is the number of its class, -1 where it is not known
 SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # keys of official.BUILDERS
 SOURCES = ("folder", "synthetic", *SET_NAMES)
 
@@ -55,9 +58,10 @@ class FolderSource:
     case_ids: names of the photographs.
   """
 
-  def __init__(self, cases: Sequence[FolderCase]):
-    """Takes pairs of files as `folder.py` finds them; they are read on access."""
+  def __init__(self, cases: Sequence[FolderCase], classes: Sequence[int] | None = None):
+    """Takes pairs of files as `folder.py` finds them, read on access, and the class of each."""
     self._files, self.case_ids = cases, [case.case_id for case in cases]
+    self._classes = classes
 
   def __len__(self) -> int:
     """Number of cases."""
@@ -73,7 +77,8 @@ class FolderSource:
     image, mask = image_files.read_image(files.image), image_files.read_mask(files.mask)
     if image.shape[:2] != mask.shape:
       raise InputError(size_mismatch(files.mask, mask.shape, files.image, image.shape[:2]))
-    return Case(index, files.case_id, image, mask)
+    targets = {} if self._classes is None else {CLASS: np.int32(self._classes[index])}
+    return Case(index, files.case_id, image, mask, targets)
 
 
 class CachedCases:
@@ -152,6 +157,11 @@ def create_source(
   if split not in (*SPLITS, ALL):
     raise InputError(f"split {split!r} is not one of {', '.join((*SPLITS, ALL))}")
   one_of(SOURCES).check("config.data.source", data["source"])
+  if data["class_column"] and data["source"] != "folder":
+    raise InputError(
+      f"config.data.class_column names a column of splits.csv, which {data['source']} has not; "
+      "leave it empty, or set config.data.source=folder"
+    )
   splits = SPLITS if split == ALL else (split,)
   found: Sequence[Source]
   if data["source"] == "folder":
@@ -176,11 +186,37 @@ def _folder_sources(
   checked = splits if to_score else SPLITS
   scan = create_scan(data, checked)
   scan.refuse(may_be_empty=checked if len(splits) > 1 else [s for s in checked if s not in splits])
-  found = [FolderSource(scan.cases[split]) for split in splits if scan.cases[split]]
+
+  def classes(cases: Sequence[FolderCase]) -> Sequence[int] | None:
+    return class_names(data, [case.case_id for case in cases])[1] if data["class_column"] else None
+
+  found = [
+    FolderSource(scan.cases[split], classes(scan.cases[split]))
+    for split in splits
+    if scan.cases[split]
+  ]
   if not found:
     raise InputError(f"{scan.root}: every split is empty; put cases there")
   _warn_of_unlisted(scan)
   return found
+
+
+def class_names(
+  data: Mapping[str, Any], case_ids: Sequence[str] = ()
+) -> tuple[list[str], list[int]]:
+  """The classes that `config.data.class_column` tells apart, and those of some cases.
+
+  Args:
+    data: `config.data` as a mapping.
+    case_ids: names of the cases.
+
+  Returns:
+    See `read_classes`.
+
+  Raises:
+    InputError: as `read_classes`.
+  """
+  return read_classes(Path(data["root"]) / SPLITS_FILE, data["class_column"], case_ids)
 
 
 def _synthetic_sources(

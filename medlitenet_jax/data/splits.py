@@ -116,6 +116,44 @@ def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Ass
   return Assignment(splits, refusals, unlisted)
 
 
+def read_classes(path: Path, column: str, case_ids: Collection[str]) -> tuple[list[str], list[int]]:
+  """Reads the class of each case.
+
+  Args:
+    path: path of `splits.csv`.
+    column: of it; it holds the name of a class, or nothing where it is not known.
+    case_ids: names of the photographs.
+
+  Returns:
+    names: of the classes of all splits, sorted.
+    classes: of each case, a place in `names`; -1 where it is not known.
+
+  Raises:
+    InputError: if the file cannot be read, lacks a column, or names no class.
+  """
+  if not path.exists():
+    raise InputError(
+      f"{path}: missing, but config.data.class_column={column!r} names a column of it"
+    )
+  table = read_table(path)
+  id_column, class_column = table.column("id"), table.column(column)
+  if id_column is None or class_column is None:
+    lacking = "id" if id_column is None else column
+    raise InputError(
+      f"{path}: has no column {lacking!r}, which config.data.class_column needs; its columns are "
+      f"{', '.join(map(repr, table.columns)) or 'none'}"
+    )
+  known = frozenset(case_ids)
+  given = {without_ending(row[id_column], known): row[class_column] for _, row in table.rows}
+  names = sorted({name for name in given.values() if name})
+  if not names:
+    raise InputError(
+      f"{path}: the column {column!r} is empty, but config.data.class_column names it"
+    )
+  number = {"": -1} | {name: place for place, name in enumerate(names)}
+  return names, [number[given.get(case_id, "")] for case_id in case_ids]
+
+
 def _read_rows(path: Path, group_column: str) -> Table | None:
   """The file; None if it does not exist."""
   if not path.exists():

@@ -6,20 +6,23 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax.data.cases import Source
-from medlitenet_jax.inference.networks import Network, create_predict
+from medlitenet_jax.data.sources import CLASS
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
-from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import plain_scores
 from medlitenet_jax.system import devices
 from medlitenet_jax.training.loop import Validate
+from medlitenet_jax.training.progress import BALANCED_ACCURACY
 
+RIGHT = "right"
 Rows = list[dict[str, float]]
 ScoreCases = Callable[[Mapping[str, Any], Callable[[], bool]], Rows | None]
 
@@ -36,20 +39,27 @@ def create_scoring(config: ConfigDict, model: nn.Module, source: Source) -> Scor
 
   Returns:
     A function (variables, stopped). It returns the scores of each case, in the order of the source,
-    by the names in `metrics.SCORES`. It asks `stopped` after each case; once that is true, it
-    leaves the remaining cases out and returns None. Several processes must call it together.
+    by the names in `metrics.SCORES`; where the network tells classes apart and that of the case is
+    known, also `CLASS`, and `RIGHT`, 1 if the network names it. It asks `stopped` after each case;
+    once that is true, it leaves the remaining cases out and returns None. Several processes must
+    call it together.
   """
   size = config.eval.image_size
-  run = jax.jit(functools.partial(lesion_probs, model))
+  run = jax.jit(functools.partial(_probs_and_class, model))
   fold = jax.jit(functools.partial(fold_batch_norm, folds=inspect_model(model, size).folds))
 
   def score_cases(variables: Mapping[str, Any], stopped: Callable[[], bool]) -> Rows | None:
-    predict = create_predict([Network(functools.partial(run, fold(variables)), size)])
+    folded = fold(variables)
     scored: list[tuple[int, dict[str, float]]] = []
-    for case, maps in predict_cases(predict, source, [size], config):
+    for case, (probs, named) in predict_cases(
+      lambda images: run(folded, images[size]), source, [size], config
+    ):
       if stopped():
         return None
-      scored.append((case.index, plain_scores(maps.probs, case.mask)))
+      row = plain_scores(probs, case.mask)
+      if named is not None and case.targets.get(CLASS, -1) >= 0:
+        row |= {CLASS: float(case.targets[CLASS]), RIGHT: float(named == case.targets[CLASS])}
+      scored.append((case.index, row))
     return devices.gather_cases(scored)
 
   return score_cases
@@ -64,6 +74,20 @@ def create_validate(score_cases: ScoreCases) -> Validate:
     rows = score_cases(variables, stopped)
     if rows is None:
       return None
-    return {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
+    means = {name: float(np.mean([row[name] for row in rows])) for name in metrics.SCORES}
+    by_class: dict[float, list[float]] = {}
+    for row in rows:
+      if CLASS in row:
+        by_class.setdefault(row[CLASS], []).append(row[RIGHT])
+    if by_class:
+      means[BALANCED_ACCURACY] = float(np.mean([np.mean(right) for right in by_class.values()]))
+    return means
 
   return validate
+
+
+def _probs_and_class(model: nn.Module, variables: Any, image: jax.Array):
+  """[B, S, S] probabilities of lesion, and the [B] class that is named, or None."""
+  outputs: Any = model.apply(variables, normalize(image))
+  named = jnp.argmax(outputs["class"], axis=-1) if "class" in outputs else None
+  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32)), named

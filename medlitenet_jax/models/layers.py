@@ -368,6 +368,26 @@ class ASPP(nn.Module):
     return Norm("fuse", name="fuse_norm")(x, train=train)
 
 
+class ClassHead(nn.Module):
+  """Tells what class a photograph is of, from the mean of its features.
+
+  Attributes:
+    classes: number of classes.
+    dtype: compute dtype.
+  """
+
+  classes: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps [B, h, w, C] features to [B, classes] float32 logits."""
+    chex.assert_rank(x, 4)
+    pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    pooled = nn.LayerNorm(dtype=self.dtype, name="norm")(pooled)
+    return Linear(self.classes, self.dtype, name="logits")(pooled).astype(jnp.float32)
+
+
 def summarised(maps: Sequence[jax.Array]) -> jax.Array:
   """Summarises feature maps by the mean and the spread of every channel.
 

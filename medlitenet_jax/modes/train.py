@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
-from medlitenet_jax.data.sources import create_source
+from medlitenet_jax.data.sources import class_names, create_source
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.inference.validation import ScoreCases, create_scoring, create_validate
@@ -59,6 +59,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
     for name in ("train", "val")
   }
   _refuse_larger_batch(config, len(sources["train"]))
+  _refuse_other_classes(config)
   steps_before = whole_steps(workdir)
   if not steps_before:
     devices.on_main_process(lambda: short_look(config, sources, force=force))
@@ -122,6 +123,21 @@ def _refuse_larger_batch(config: ConfigDict, num_cases: int) -> None:
     raise InputError(
       f"config.train.batch_size is {config.train.batch_size}, but train has {num_cases} "
       f"photographs; set at most {num_cases}, with config.optim.accumulation for updates from more"
+    )
+
+
+def _refuse_other_classes(config: ConfigDict) -> None:
+  """Refuses a network that tells another number of classes apart than the photographs have."""
+  if not config.data.class_column:
+    return
+  names, _ = class_names(config.data)
+  own = config.model[config.model.name].get("classes", 0)
+  if own != len(names):
+    named = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    field = f"config.model.{config.model.name}.classes"
+    raise InputError(
+      f"config.data.class_column={config.data.class_column!r} has {len(names)} classes ({named}), "
+      f"and the network {own or 'none'}; set {field}={len(names)}, where the network has that field"
     )
 
 

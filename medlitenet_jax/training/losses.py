@@ -126,6 +126,21 @@ def _boundaries_term(outputs, targets, *, width: float):
   return functools.reduce(jnp.add, losses) / len(losses)
 
 
+def _classes_term(outputs, targets):
+  """Cross-entropy of the classes; 0 for a case whose class is not known."""
+  if "class" not in outputs or "class" not in targets:
+    raise InputError(
+      "config.loss.classes: needs a column of splits.csv in config.data.class_column, and a "
+      "network that tells its classes apart (config.model.medlitenet.classes is their number); "
+      "otherwise set the weight to 0"
+    )
+  known = targets["class"] >= 0
+  number = jnp.maximum(targets["class"], 0)
+  chex.assert_equal_shape_prefix([outputs["class"], number], 1)
+  losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs["class"], number)
+  return losses * known
+
+
 class Term(NamedTuple):
   """A term of the loss.
 
@@ -146,6 +161,7 @@ TERMS: dict[str, Term] = {
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
   "boundaries": Term(_boundaries_term, {"width": number(least=0, most=0.5)}),
+  "classes": Term(_classes_term),
 }
 
 

@@ -16,6 +16,9 @@ from medlitenet_jax.training.meter import Meter
 from medlitenet_jax.training.run import Plan
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+BALANCED_ACCURACY = (
+  "balanced_accuracy"  # of the classes: the mean over them of the share that is right
+)
 TOLD_AFTER = 2  # batches, after which the log says how long the run is going to take
 
 
@@ -103,6 +106,8 @@ class Progress:
     epoch = self._plan.epoch_at(step)
     self._log.write(step=step, epoch=epoch, split="val", figures=scores)
     line = f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
+    if BALANCED_ACCURACY in scores:
+      line += f", balanced accuracy of the classes {scores[BALANCED_ACCURACY]:.4f}"
     if self._plan.yet_to_come(self._scored_at, step):
       line += f" (at {self._scored_at} pixels, which come later in training)"
     self._say(line)

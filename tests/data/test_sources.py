@@ -324,6 +324,39 @@ def test_no_warning_without_need(root, caplog):
   assert not caplog.records
 
 
+CLASSES = {"a": "nevus", "b": "melanoma", "c": "", "d": "keratosis", "e": "melanoma"}
+
+
+def with_classes(root):
+  rows = [f"{name}.png,{SPLITS[name]},{CLASSES[name]}" for name in SPLITS]
+  (root / "splits.csv").write_text("\n".join(("id,split,Diagnosis", *rows)) + "\n")
+
+
+def test_a_class_is_a_target_with_the_same_number_in_every_split(root):
+  with_classes(root)
+  numbers = {
+    name: int(source[i].targets["class"])
+    for split in ("train", "val", "test")
+    for source in [folder_source(root, split, class_column="diagnosis")]
+    for i, name in enumerate(source.case_ids)
+  }
+  assert numbers == {"a": 2, "b": 1, "c": -1, "d": 0, "e": 1}
+  assert folder_source(root, "train")[0].targets == {}
+
+
+def test_a_class_column_that_cannot_be_used(root):
+  with_classes(root)
+  assert "no column 'kind'" in refusal(root, class_column="kind")
+  (root / "splits.csv").write_text("id,split,kind\na,train,\nb,val,\nc,test,\n")
+  assert "'kind' is empty" in refusal(root, class_column="kind")
+  (root / "splits.csv").unlink()
+  assert "splits.csv: missing" in refusal(root, class_column="kind")
+  with pytest.raises(
+    InputError, match=r"class_column names a column of splits\.csv, which synthetic"
+  ):
+    create_source(data(source="synthetic", class_column="kind"), "train", 0)
+
+
 def test_missing_root(tmp_path):
   line = refusal(tmp_path / "nowhere")
   assert str(tmp_path / "nowhere") in line and "config.data.root" in line

@@ -188,10 +188,26 @@ def test_a_term_of_weight_0_is_left_out():
   assert set(parts) == {"bce_loss"}
 
 
+def test_classes_are_scored_where_they_are_known():
+  logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+  numbers = np.array([2, -1, 0, 1], np.int32)
+  loss, parts = create_objective({"classes": {"weight": 2.0}})(
+    {"class": jnp.asarray(logits)}, {"class": jnp.asarray(numbers)}
+  )
+  wide = logits.astype(np.float64)
+  chosen = wide[np.arange(4), np.maximum(numbers, 0)]
+  expected = np.mean((np.log(np.exp(wide).sum(1)) - chosen) * (numbers >= 0))
+  np.testing.assert_allclose(parts["classes_loss"], expected, rtol=1e-5)
+  np.testing.assert_allclose(loss, 2 * expected, rtol=1e-5)
+  for outputs, targets in (({}, {"class": numbers}), ({"class": logits}, {})):
+    with pytest.raises(InputError, match=r"config\.loss\.classes: needs"):
+      create_objective({"classes": {"weight": 1.0}})(outputs, targets)
+
+
 @pytest.mark.parametrize(
   ("terms", "says"),
   [
-    ({"focal": {"weight": 1.0}}, "bce, dice, boundaries"),
+    ({"focal": {"weight": 1.0}}, "bce, dice, boundaries, classes"),
     ({"dice": {"weight": 1.0}}, r"config\.loss\.dice takes weight, epsilon; .* epsilon"),
     ({"dice": {"weight": 1.0, "epsilon": 1.0, "width": 2}}, "width"),
     ({"dice": {"weight": -1.0, "epsilon": 1.0}}, r"config\.loss\.dice\.weight"),

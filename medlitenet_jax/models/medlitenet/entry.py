@@ -17,6 +17,7 @@ PARTS = {  # gates come first: they also lie inside the decoder's stages, and th
   "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
   "aspp": ("aspp", "aspp_norm"),
   "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
+  "classes": ("classes",),
 }
 
 KNOCKOUTS: dict[str, knockout.Knockout] = {
@@ -77,6 +78,10 @@ def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
     "boundary_bias_stage": (fields["boundary_bias_stage"] in range(1, 5), "takes 1 to 4"),
     "position_cycles": (0.5 <= fields["position_cycles"] <= 64, "takes 0.5 to 64 cycles a frame"),
     "aspp_grid": (_whole(fields["aspp_grid"], 0), f"takes a number from 0 to {MAX_COUNT}"),
+    "classes": (
+      _whole(fields["classes"], 0) and fields["classes"] != 1,
+      f"takes 0 or a number from 2 to {MAX_COUNT}",
+    ),
     "dropout": (0 <= fields["dropout"] < 1, "takes a rate from 0 up to, not including, 1"),
   }
 
@@ -89,6 +94,7 @@ _PLACES = {
   "fusion": (1.5, 0.3),
   "aspp": (3.0, 0.3),
   "aspp_norm": (3.0, -0.6),
+  "classes": (4.5, -0.6),
   "encoder_gate": (4.5, 0.3),
 }
 _MAIN_PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
@@ -98,6 +104,7 @@ _BRANCHES = (
   ("encoder/stage4", "fusion"),
   ("mixer", "fine_return"),
   ("fine_return", "decoder1"),
+  ("aspp", "classes"),
 )
 _DECODER_X = 6.0
 

@@ -14,6 +14,7 @@ from medlitenet_jax.models.entry import Sizes
 from medlitenet_jax.models.layers import (
   ASPP,
   SCSE,
+  ClassHead,
   MBConv,
   Norm,
   Pointwise,
@@ -188,6 +189,7 @@ class MedLiteNet(nn.Module):
     classical_edges: whether the gates also see the photograph's edges, see `classical_edges`.
     boundary_magnitude: whether boundary maps are magnitudes, see `BoundaryMap` and `BoundaryGate`.
     aspp_grid: side of the grid that the dilations are meant for, see `ASPP`.
+    classes: number of classes of photographs that it tells apart as well; 0: none.
     dropout: rate in the mixer in training.
     remat: whether the backward pass recomputes the activations of the encoder's blocks and the
       decoder's stages: less memory for one more forward pass.
@@ -220,6 +222,7 @@ class MedLiteNet(nn.Module):
   classical_edges: bool = False
   boundary_magnitude: bool = False
   aspp_grid: int = 0
+  classes: int = 0
   dropout: float = 0.0
   remat: bool = False
   form: str = "platform"
@@ -237,6 +240,7 @@ class MedLiteNet(nn.Module):
       "mask": [B, H, W, 1] float32 logits; above 0 is lesion.
       "boundaries": with `boundary_magnitude`, for each boundary map by its place, the
         [B, h, w, 1] float32 logits of the mask's border being in a cell.
+      "class": with `classes`, the [B, classes] float32 logits.
       "features": in inference, the [B, D] float32 summary of what the encoder sees up to stride 16.
 
     Raises:
@@ -253,13 +257,16 @@ class MedLiteNet(nn.Module):
     if self.mixer:
       deep, skips[3], context = self._mix(features, boundaries, train=train)
     x = self._pyramid(deep, train=train)
+    outputs: dict[str, Any] = {}
+    if self.classes:
+      outputs["class"] = ClassHead(self.classes, self.dtype, name="classes")(x)
     gated_by = (
       context if self.gate_context else None,
       classical_edges(image, self.form) if self.classical_edges else None,
     )
     x = self._decode(x, skips, gated_by, boundaries, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **self._common)(x)
-    outputs = {"mask": ops.upsample2x(logits, self.form)}
+    outputs["mask"] = ops.upsample2x(logits, self.form)
     if self.boundary_magnitude:
       outputs["boundaries"] = {
         place: BoundaryScore(name=f"{place}_boundary_score")(boundary)

@@ -294,6 +294,7 @@ def test_every_field_changes_the_network():
     "boundary_bias_stage": 2,
     "token_norm": True,
     "contrast_attention": True,
+    "classes": 3,
     "pool_fine_tokens": False,
     "position_cycles": 2.0,
     "classical_edges": True,
