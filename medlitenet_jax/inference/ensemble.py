@@ -21,11 +21,14 @@ class Maps(NamedTuple):
       and one view.
     likeness: [B] float32, how much each photograph looks like those that the networks have learned
       from, see `likeness_of`; None if no network says.
+    boundary: [B, S, S] float32, mean over the networks that say so of the probability that the
+      lesion's border is there, in the photograph itself; None if no network says.
   """
 
   probs: Any
   disagreement: Any
   likeness: Any = None
+  boundary: Any = None
 
 
 def performance_weights(dice: Sequence[float]) -> np.ndarray:
@@ -49,7 +52,10 @@ def performance_weights(dice: Sequence[float]) -> np.ndarray:
 
 
 def join_maps(
-  stacks: Sequence[Any], weights: Sequence[float], likeness: Sequence[Any] = ()
+  stacks: Sequence[Any],
+  weights: Sequence[float],
+  likeness: Sequence[Any] = (),
+  boundary: Sequence[Any] = (),
 ) -> Maps:
   """Averages probabilities over views and, by weight, over networks.
 
@@ -57,7 +63,8 @@ def join_maps(
     stacks: one [V, B, S, S] array of probabilities for each network, of its V views; the sizes S
       may differ between networks, and smaller maps are interpolated to the largest.
     weights: Python numbers, one for each network, with sum 1.
-    likeness: [B] of each network that knows it, None of others; the lowest counts.
+    likeness: [B] of each network that knows it; the lowest counts.
+    boundary: [B, S, S] of each network that has it.
 
   Returns:
     Maps at the largest S.
@@ -69,14 +76,17 @@ def join_maps(
   for stack in stacks:
     chex.assert_shape(stack, (None, stacks[0].shape[1], None, stack.shape[2]))
   chex.assert_equal(len(stacks), len(weights))
-  known = tuple(each for each in likeness if each is not None)
-  chex.assert_shape(known, stacks[0].shape[1:2])
-  return _join(tuple(stacks), known, tuple(map(float, weights)))
+  chex.assert_shape(tuple(likeness), stacks[0].shape[1:2])
+  chex.assert_rank(tuple(boundary), 3)
+  return _join(tuple(stacks), tuple(likeness), tuple(boundary), tuple(map(float, weights)))
 
 
 @functools.partial(jax.jit, static_argnames="weights")
 def _join(
-  stacks: Sequence[jax.Array], likeness: Sequence[jax.Array], weights: Sequence[float]
+  stacks: Sequence[jax.Array],
+  likeness: Sequence[jax.Array],
+  boundary: Sequence[jax.Array],
+  weights: Sequence[float],
 ) -> Maps:
   size = max(stack.shape[-1] for stack in stacks)
   stacks = [_enlarged(stack.astype(jnp.float32), size) for stack in stacks]
@@ -87,7 +97,13 @@ def _join(
 
   probs = mean(stacks)
   disagreement = jnp.sqrt(mean([jnp.square(stack - probs) for stack in stacks]))
-  return Maps(probs, disagreement, functools.reduce(jnp.minimum, likeness) if likeness else None)
+  borders = [_enlarged(each[None], size)[0] for each in boundary]
+  return Maps(
+    probs,
+    disagreement,
+    functools.reduce(jnp.minimum, likeness) if likeness else None,
+    functools.reduce(jnp.add, borders) / len(borders) if borders else None,
+  )
 
 
 def _enlarged(stack: jax.Array, size: int) -> jax.Array:

@@ -9,7 +9,7 @@ from medlitenet_jax.data.cases import Source
 from medlitenet_jax.data.sources import SomeCases, create_source
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.inference.trained import Trained
-from medlitenet_jax.models.forward import probs_and_features
+from medlitenet_jax.models.forward import look
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.scores.likeness import FEWEST, Likeness, fit_likeness
@@ -44,12 +44,12 @@ def fit_to_data(trained: Trained, config: ConfigDict) -> Likeness:
   size = config.eval.image_size
   photograph = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
   # The features alone, so that what follows the encoder is not computed.
-  look = jax.jit(lambda image: probs_and_features(model, trained.variables, image)[1])
-  if jax.eval_shape(look, photograph) is None:
+  seen_in = jax.jit(lambda image: look(model, trained.variables, image).get("features"))
+  if jax.eval_shape(seen_in, photograph) is None:
     raise InputError(f"{config.model.name} returns no features")
   source = _drawn([create_source(config.data, s, config.seed) for s in SPLITS], config.seed)
   if len(source) < FEWEST:
     raise InputError(f"its data has {len(source)} photographs in train and val, not {FEWEST}")
-  seen = predict_cases(lambda images: look(images[size]), source, [size], config)
+  seen = predict_cases(lambda images: seen_in(images[size]), source, [size], config)
   bar = tqdm(seen, total=len(source), unit="photograph", desc="likeness", dynamic_ncols=True)
   return fit_likeness(np.stack([features for _, features in bar]), config.seed)

@@ -13,7 +13,7 @@ from medlitenet_jax.inference.ensemble import Maps, join_maps
 from medlitenet_jax.inference.trained import Trained
 from medlitenet_jax.inference.tta import six_views
 from medlitenet_jax.models.fold import fold_loaded
-from medlitenet_jax.models.forward import lesion_probs, probs_and_features
+from medlitenet_jax.models.forward import lesion_probs, look
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model
 from medlitenet_jax.models.structure import inspect_model
@@ -37,8 +37,9 @@ class Network:
     origin: where it comes from, as `Trained` has it.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
     weight: its share in the mean; the weights of an ensemble have sum 1.
-    probs_and_likeness: maps photographs to the same probabilities and the [B] float32 likeness of
-      each to those that the network has learned from; None if that is not known.
+    details: maps photographs to {"probs": the same probabilities, ...} with what else is known:
+      "likeness", [B] float32, of each to those that the network has learned from, and "boundary",
+      [B, S, S] float32, the probability that the lesion's border is there. None: nothing is.
     likeness_bound: likeness that only few photographs like those stay under, see `Likeness`; None
       if that is not known.
   """
@@ -49,7 +50,7 @@ class Network:
   origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seen: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   weight: float = 1.0
-  probs_and_likeness: Callable[[Any], tuple[Any, Any]] | None = None
+  details: Callable[[Any], Mapping[str, Any]] | None = None
   likeness_bound: float | None = None
 
 
@@ -69,26 +70,27 @@ def create_network(trained: Trained, config: ConfigDict) -> Network:
   folded = fold_loaded(trained.variables, inspect_model(model, size).folds)
   variables = jax.device_put(folded, devices.replicated())
   run = jax.jit(functools.partial(lesion_probs, model))
-  scored = bound = None
+  fitted = bound = None
   if trained.likeness is not None:
     fitted = jax.device_put(trained.likeness, devices.replicated())
-    scored = functools.partial(jax.jit(functools.partial(_scored, model)), variables, fitted)
     bound = float(trained.likeness.bound)
+  details = jax.jit(functools.partial(_details, model))
   return Network(
     probs=functools.partial(run, variables),
     image_size=size,
     precision=config.precision,
     origin={**trained.origin, "network_size": size},
     seen=trained.seen,
-    probs_and_likeness=scored,
+    details=functools.partial(details, variables, fitted),
     likeness_bound=bound,
   )
 
 
-def _scored(model: nn.Module, variables: Any, fitted: Likeness, image):
-  """Probabilities and likeness of photographs, see `Network`."""
-  probs, features = probs_and_features(model, variables, image)
-  return probs, likeness_of(features, fitted)
+def _details(model: nn.Module, variables: Any, fitted: Likeness | None, image):
+  """What a network says of photographs, see `Network`."""
+  found = look(model, variables, image)
+  said = {name: found[name] for name in ("probs", "boundary") if name in found}
+  return said if fitted is None else {**said, "likeness": likeness_of(found["features"], fitted)}
 
 
 def create_predict(networks: Sequence[Network], tta: str = "none") -> Predict:
@@ -102,23 +104,25 @@ def create_predict(networks: Sequence[Network], tta: str = "none") -> Predict:
     A function from [B, S, S, 3] uint8 images by size S to Maps at the largest size.
   """
 
-  def look(network: Network, image) -> tuple[Any, Any]:
-    """The [V, B, S, S] maps of all views, and the likeness in the first, the photograph itself."""
-    scores = []
+  def view(network: Network, image) -> tuple[Any, Mapping[str, Any]]:
+    """The [V, B, S, S] maps of all views, and what is said of the first, the photograph itself."""
+    said: list[Mapping[str, Any]] = []
 
-    def probs(view):
-      if network.probs_and_likeness is None:
-        return network.probs(view)
-      found, likeness = network.probs_and_likeness(view)
-      scores.append(likeness)
-      return found
+    def probs(image):
+      if network.details is None:
+        return network.probs(image)
+      said.append(network.details(image))
+      return said[-1]["probs"]
 
     stack = six_views(probs, image) if tta == "six" else probs(image)[None]
-    return stack, scores[0] if scores else None
+    return stack, said[0] if said else {}
 
   def predict(images: Mapping[int, Any]) -> Maps:
-    stacks, likeness = zip(*(look(n, images[n.image_size]) for n in networks), strict=True)
-    return join_maps(stacks, [network.weight for network in networks], likeness)
+    stacks, said = zip(*(view(n, images[n.image_size]) for n in networks), strict=True)
+    further = {
+      name: [each[name] for each in said if name in each] for name in ("likeness", "boundary")
+    }
+    return join_maps(stacks, [network.weight for network in networks], **further)
 
   return predict
 

@@ -29,6 +29,8 @@ class Outline(NamedTuple):
     likeness: how much the photograph looks like those that the networks have learned from, 0 to 1,
       see `likeness_of`; None if no network says.
     measurements: of the mask, by the names of `measure_lesion`.
+    boundary: [S, S] float32, probability that the lesion's border is there, by the boundary maps of
+      the networks, not by the mask; None if they have none.
   """
 
   mask: np.ndarray
@@ -38,6 +40,7 @@ class Outline(NamedTuple):
   confidence: float
   likeness: float | None
   measurements: dict[str, float | int | str | None]
+  boundary: np.ndarray | None = None
 
 
 def mask_rule(evaluation: ConfigDict, threshold: float) -> MaskRule:
@@ -136,7 +139,7 @@ def outline_of_maps(
     AssertionError: if the maps are not of one shape [S, S].
     ValueError: if mm_per_pixel is not above 0.
   """
-  probs, disagreement, likeness = maps
+  probs, disagreement, likeness, boundary = maps
   chex.assert_rank([probs, disagreement], 2)
   chex.assert_equal_shape([probs, disagreement])
   mask = rule.mask(probs, height, width)
@@ -148,4 +151,5 @@ def outline_of_maps(
     confidence=expected_dice(probs, rule.mask(probs, *probs.shape)),
     likeness=None if likeness is None else float(likeness),
     measurements=measure_lesion(mask, mm_per_pixel),
+    boundary=boundary,
   )

@@ -14,7 +14,7 @@ from medlitenet_jax.data.cases import Source
 from medlitenet_jax.data.sources import CLASS
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
-from medlitenet_jax.models.forward import normalize
+from medlitenet_jax.models.forward import look
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.scores import metrics
 from medlitenet_jax.scores.case_scores import plain_scores
@@ -88,6 +88,5 @@ def create_validate(score_cases: ScoreCases) -> Validate:
 
 def _probs_and_class(model: nn.Module, variables: Any, image: jax.Array):
   """[B, S, S] probabilities of lesion, and the [B] class that is named, or None."""
-  outputs: Any = model.apply(variables, normalize(image))
-  named = jnp.argmax(outputs["class"], axis=-1) if "class" in outputs else None
-  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32)), named
+  found = look(model, variables, image)
+  return found["probs"], jnp.argmax(found["class"], axis=-1) if "class" in found else None

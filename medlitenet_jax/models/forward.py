@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medlitenet_jax.models import ops
+
 # RGB mean and standard deviation of ImageNet, as fractions of full scale (paper IV-A).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,9 +30,7 @@ def normalize(image):
   return (image.astype(jnp.float32) / 255 - mean) / std
 
 
-def probs_and_features(
-  model: nn.Module, variables: Any, image: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
+def look(model: nn.Module, variables: Any, image: jax.Array) -> dict[str, jax.Array]:
   """Runs a network on photographs, in inference mode.
 
   Args:
@@ -39,14 +39,23 @@ def probs_and_features(
     image: [B, S, S, 3] uint8 RGB.
 
   Returns:
-    probs: [B, S, S] float32, the probability that a pixel is lesion.
-    features: [B, D] float32, what the network sees in each photograph; None if it does not say.
+    "probs": [B, S, S] float32, the probability that a pixel is lesion.
+    What else the network says:
+      "features": [B, D] float32, what it sees in each photograph;
+      "boundary": [B, S, S] float32, the probability that the lesion's border is there, by the
+        last of its finest boundary maps;
+      "class": [B, K] float32 logits of the classes.
   """
   chex.assert_shape(image, (None, None, None, 3))
   outputs: Any = model.apply(variables, normalize(image))
-  return nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32)), outputs.get("features")
+  found = {"probs": nn.sigmoid(outputs["mask"][..., 0].astype(jnp.float32))}
+  found |= {name: outputs[name] for name in ("features", "class") if name in outputs}
+  if outputs.get("boundaries"):
+    finest = max(reversed(outputs["boundaries"].values()), key=lambda logits: logits.shape[1])
+    found["boundary"] = ops.enlarge(nn.sigmoid(finest), *image.shape[1:3])[..., 0]
+  return found
 
 
 def lesion_probs(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
-  """The first of `probs_and_features`."""
-  return probs_and_features(model, variables, image)[0]
+  """The "probs" of `look`."""
+  return look(model, variables, image)["probs"]

@@ -74,6 +74,11 @@ def _files_of(case_id: str, output: Path) -> dict[str, Path]:
   return {folder: output / folder / name for folder, name in names.items()}
 
 
+def _boundary_file(case_id: str, output: Path) -> Path:
+  """Path of the picture that only networks with boundary maps give."""
+  return output / "boundaries" / f"{case_id}.png"
+
+
 def rows_of(output: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
   """Makes the folders of pictures; returns what earlier calls have measured, and what failed."""
   for path in _files_of("any", output).values():
@@ -136,11 +141,14 @@ def is_done(
     )
   if float(row["mm_per_pixel"] or 0) != (_rounded(scale) if scale else 0):
     return False
-  return all(file.exists() for file in _files_of(case_id, output).values())
+  files = [*_files_of(case_id, output).values()]
+  if (boundary := _boundary_file(case_id, output)).parent.is_dir():
+    files.append(boundary)
+  return all(file.exists() for file in files)
 
 
 def write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, output: Path) -> None:
-  """Writes mask, overlay, map of uncertainty and thumbnail of one photograph."""
+  """Writes mask, overlay, maps and thumbnail of one photograph."""
   view = photograph.view
   height, width = view.shape[:2]
   same = found.mask.shape == (height, width)
@@ -152,8 +160,12 @@ def write_pictures(photograph: Photograph, found: Outline, rule: MaskRule, outpu
   small = shrink_to(height, width, THUMBNAIL_SIDE)
   drawn = outlined(resize_image(view, *small), (resize_mask(shown, *small), PREDICTION_COLOR))
   replace_file(files["thumbnails"], encode_jpeg(drawn))
-  enlarged = cv2.resize(found.entropy, (width, height), interpolation=cv2.INTER_LINEAR)
-  write_grey(files["uncertainty"], enlarged)
+  grey = {files["uncertainty"]: found.entropy}
+  if found.boundary is not None:
+    grey[_boundary_file(photograph.case_id, output)] = found.boundary
+  for file, values in grey.items():
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_grey(file, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR))
   write_mask(files["masks"], found.mask)
 
 

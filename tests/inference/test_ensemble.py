@@ -42,13 +42,19 @@ def test_mean_and_deviation_are_weighted():
 def test_the_lowest_likeness_counts_of_those_that_know_it():
   stacks, weights = [stack(0)] * 3, [0.2, 0.5, 0.3]
   one, other = jnp.array([0.2, 0.9]), jnp.array([0.6, 0.5])
-  maps = join_maps(stacks, weights, [one, None, other])
+  maps = join_maps(stacks, weights, [one, other])
   np.testing.assert_allclose(maps.likeness, [0.2, 0.5])
   np.testing.assert_array_equal(maps.probs, join_maps(stacks, weights).probs)
-  for nobody in ((), [None] * 3):
-    assert join_maps(stacks, weights, nobody).likeness is None
+  assert join_maps(stacks, weights).likeness is None
   with pytest.raises(AssertionError):
-    join_maps(stacks, weights, [one[:1], None, other])
+    join_maps(stacks, weights, [one[:1], other])
+
+
+def test_boundaries_are_averaged_over_those_that_have_one():
+  one, other = np.full((2, 16, 16), 0.2), np.full((2, 8, 8), 0.6)
+  maps = join_maps([stack(0)] * 3, [0.2, 0.5, 0.3], boundary=[one, other])
+  np.testing.assert_allclose(maps.boundary, np.full((2, 16, 16), 0.4), atol=1e-6)
+  assert join_maps([stack(0)], [1.0]).boundary is None
 
 
 def test_smaller_maps_are_enlarged_in_place():

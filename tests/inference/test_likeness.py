@@ -1,7 +1,5 @@
 """Likeness from a network's data to its predictions."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from medlitenet_jax.inference.networks import (
   lowest_likeness_bound,
 )
 from medlitenet_jax.inference.trained import Trained
-from medlitenet_jax.models.forward import probs_and_features
+from medlitenet_jax.models.forward import look
 
 SIDE = 64
 
@@ -52,8 +50,8 @@ def test_it_is_fitted_to_the_data_and_goes_with_the_network(trained):
   config = config_of()
   fitted = fit_to_data(trained, config)
   seen = np.concatenate([drawn(config.seed, 0, 180), drawn(config.seed, 1_000_000, 20)])
-  look = functools.partial(probs_and_features, create_stub(None, np.float32), trained.variables)
-  np.testing.assert_allclose(fitted.mean, look(seen)[1].mean(0), rtol=1e-3, atol=1e-4)
+  features = look(create_stub(None, np.float32), trained.variables, seen)["features"]
+  np.testing.assert_allclose(fitted.mean, features.mean(0), rtol=1e-3, atol=1e-4)
 
   network = create_network(trained._replace(likeness=fitted), config)
   assert network.likeness_bound == pytest.approx(float(fitted.bound))
@@ -71,13 +69,13 @@ def test_it_is_fitted_to_the_data_and_goes_with_the_network(trained):
   assert plain.likeness_bound is None
   maps = create_predict([plain])({SIDE: every})
   assert maps.likeness is None
-  np.testing.assert_allclose(maps.probs, network.probs_and_likeness(every)[0], atol=1e-5)
+  np.testing.assert_allclose(maps.probs, network.details(every)["probs"], atol=1e-5)
 
 
 def test_too_few_photographs_and_a_network_without_features_are_refused(trained, monkeypatch):
   with pytest.raises(fitting.InputError, match="has 199 photographs in train and val, not 200"):
     fit_to_data(trained, config_of(150, 49))
-  monkeypatch.setattr(fitting, "probs_and_features", lambda *_: (np.zeros((1, SIDE, SIDE)), None))
+  monkeypatch.setattr(fitting, "look", lambda *_: {"probs": np.zeros((1, SIDE, SIDE))})
   with pytest.raises(fitting.InputError, match="medlitenet returns no features"):
     fit_to_data(trained, config_of())
 

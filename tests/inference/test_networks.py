@@ -10,8 +10,9 @@ from small_runs import compiled_as_by_launch, finished_run, network_of, resolved
 
 from medlitenet_jax.inference import networks as networks_module
 from medlitenet_jax.inference.networks import Network, create_network, create_predict, precision_of
-from medlitenet_jax.inference.trained import open_trained
-from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.inference.trained import Trained, open_trained
+from medlitenet_jax.models import ops
+from medlitenet_jax.models.forward import lesion_probs, look, normalize
 from medlitenet_jax.models.registry import create_model
 
 
@@ -34,13 +35,31 @@ def test_it_computes_what_the_trained_module_does():
 
 def test_it_is_compiled_once_for_a_size_whatever_runs_it(monkeypatch):
   """Six views, several batches and an ensemble's weight all use one executable."""
-  monkeypatch.setattr(networks_module, "lesion_probs", chex.assert_max_traces(lesion_probs, 1))
+  monkeypatch.setattr(networks_module, "look", chex.assert_max_traces(look, 1))
   network = network_of(finished_run(), resolved())
   with compiled_as_by_launch():
     for tta in ("none", "six"):
       predict = create_predict([network], tta)
       for image in (photographs(), jax.device_put(photographs())):
         predict({96: image})
+
+
+def test_the_boundary_is_that_of_the_last_of_the_finest_maps():
+  fields = {"model__medlitenet__boundary_magnitude": True}
+  config = resolved(eval__image_size=64, **fields)
+  model = create_model(config.model.to_dict(), jnp.float32)
+  image = photographs(size=64)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  trained = Trained(config, variables, {}, {"train": [], "val": []})
+  maps = create_predict([create_network(trained, config)], "six")({64: image})
+  logits = model.apply(variables, normalize(image))["boundaries"]
+  sides = {place: found.shape[1] for place, found in logits.items()}
+  assert sides == {"bias": 16, "encoder": 2, "decoder3": 16}
+  finest = jax.nn.sigmoid(logits["decoder3"])
+  np.testing.assert_allclose(maps.boundary, ops.enlarge(finest, 64, 64)[..., 0], atol=1e-4)
+  assert (
+    create_predict([Network(lambda x: np.zeros(x.shape[:3]), 64)])({64: image}).boundary is None
+  )
 
 
 def test_a_network_may_be_a_numpy_function():

@@ -236,8 +236,8 @@ def predict_red(inputs: list[Path], output: Path, scales: str | None = None, **n
 def test_what_looks_like_no_dermoscopy_is_listed_first(tmp_path):
   """By a network that finds every dark photograph unlike, and another that says nothing of it."""
 
-  def red_and_likeness(images):
-    return red(images), np.asarray(images, np.float32).mean((1, 2, 3)) / 255
+  def details(images):
+    return {"probs": red(images), "likeness": np.asarray(images, np.float32).mean((1, 2, 3)) / 255}
 
   black = np.zeros((50, 60, 3), np.uint8)
   pictures = {
@@ -249,7 +249,7 @@ def test_what_looks_like_no_dermoscopy_is_listed_first(tmp_path):
   (tmp_path / "in").mkdir()
   for name, picture in pictures.items():
     cv2.imwrite(str(tmp_path / "in" / f"{name}.png"), picture[..., ::-1])
-  knows = {"probs_and_likeness": red_and_likeness, "likeness_bound": 0.35}
+  knows = {"details": details, "likeness_bound": 0.35}
   rows = predict_red([tmp_path / "in"], tmp_path / "out", **knows)
   for row in rows.values():
     columns = list(row)
@@ -269,6 +269,33 @@ def test_what_looks_like_no_dermoscopy_is_listed_first(tmp_path):
   silent = predict_red([tmp_path / "in"], tmp_path / "silent")
   assert {row["likeness"] for row in silent.values()} == {""}
   assert "dermoscopy" not in (tmp_path / "silent" / "review.csv").read_text()
+
+
+def test_a_network_with_boundary_maps_has_them_drawn(tmp_path):
+  """And drawn again where the picture was removed."""
+
+  def details(images):
+    edge = np.zeros(images.shape[:3], np.float32)
+    edge[:, :32] = 1
+    return {"probs": red(images), "boundary": edge}
+
+  photographs = write_photographs(tmp_path / "photographs")
+  output = tmp_path / "output"
+  rows = predict_red([photographs], output, details=details)
+  drawn = {path.stem: path for path in (output / "boundaries").iterdir()}
+  assert drawn.keys() == rows.keys()
+  for name, path in drawn.items():
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert picture.shape == (int(rows[name]["height"]), int(rows[name]["width"]))
+    third = len(picture) // 3
+    assert (picture[:third] == 255).all() and not picture[len(picture) - third :].any()
+  removed = next(iter(drawn.values()))
+  before = removed.read_bytes()
+  removed.unlink()
+  predict_red([photographs], output, details=details)
+  assert removed.read_bytes() == before
+  predict_red([photographs], tmp_path / "plain")
+  assert not (tmp_path / "plain" / "boundaries").exists()
 
 
 def results(output: Path) -> dict:
