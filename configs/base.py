@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   medlitenet.classical_edges = False  # of the photograph, in the gates
   medlitenet.boundary_magnitude = config_dict.placeholder(bool)  # maps are standardised magnitudes
   medlitenet.aspp_grid = config_dict.placeholder(int)  # that the dilations are meant for; 0: any
-  medlitenet.classes = 0  # that it tells apart beside the outline, of data.class_column; 0: none
+  medlitenet.classes = 0  # number of classes in data.class_column; 0: none
   medlitenet.dropout = 0.1  # in the mixer
 
   config.loss = ConfigDict()
@@ -176,7 +176,7 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order
   config.train.mixed_sizes = False  # the sizes take turns, batch by batch
-  # Times an epoch that the third of train comes whose lesions stand out least from the skin.
+  # How often each of the faintest third of train comes in an epoch.
   config.train.low_contrast_repeats = 1
   config.train.validate_every_epochs = 1
   # Where so many epochs have fewer batches than this, more epochs pass between two validations.

@@ -65,7 +65,9 @@ FIELDS: dict[str, Field] = {
   "data.group_column": Field(
     Rule(lambda v: v not in ("id", "split"), "a column of splits.csv other than id and split")
   ),
-  "data.class_column": Field(Rule(lambda v: v != "id", "a column of splits.csv other than id")),
+  "data.class_column": Field(
+    Rule(lambda v: v.casefold() != "id", "a column of splits.csv other than id")
+  ),
   "data.split_seed": Field(whole(0, 2**32 - 1)),
   "data.val_fraction": Field(number(least=0, most=1)),
   "data.test_fraction": Field(number(least=0, most=1)),

@@ -430,7 +430,8 @@ def test_a_run_of_another_version_is_refused_in_a_line(tmp_path, field):
 
 
 @pytest.mark.parametrize(
-  ("field", "value"), [("hair_removal", True), ("color_constancy", "shades_of_grey")]
+  ("field", "value"),
+  [("hair_removal", True), ("shadow_removal", True), ("color_constancy", "shades_of_grey")],
 )
 def test_preprocessing_is_part_of_what_a_run_is(field, value):
   with pytest.raises(InputError, match=rf"config\.preprocess\.{field}.*cannot be changed"):

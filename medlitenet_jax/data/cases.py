@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+CLASS = "class"  # the target that is the number of a case's class, -1 where it is not known
 MASK_SUFFIX = "_segmentation"  # ends the names of written masks, as in the ISIC challenge
 
 

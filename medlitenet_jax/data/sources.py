@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medlitenet_jax.data.cases import Case, Source
+from medlitenet_jax.data.cases import CLASS, Case, Source
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.splits import ALL, SPLITS, SPLITS_FILE, read_classes
@@ -24,7 +24,6 @@ from medlitenet_jax.system.rules import one_of
 
 logger = logging.getLogger(__name__)
 
-CLASS = "class"  # the target of a case that is the number of its class, -1 where it is not known
 SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # keys of official.BUILDERS
 SOURCES = ("folder", "synthetic", *SET_NAMES)
 
@@ -137,7 +136,12 @@ class SomeCases:
 
 
 def create_source(
-  data: Mapping[str, Any], split: str, seed: int, *, to_score: bool = True
+  data: Mapping[str, Any],
+  split: str,
+  seed: int,
+  *,
+  to_score: bool = True,
+  with_classes: bool = False,
 ) -> Source:
   """Opens the cases of a split.
 
@@ -147,6 +151,7 @@ def create_source(
     seed: seed of generated cases, and of the draw where `max_train_images` limits `train`.
     to_score: True: masks at the photograph's original size, for scoring; False: at the size of the
       image, for training, for which no split of a folder may have a case that cannot be used.
+    with_classes: whether cases carry the class that `class_column` says, if it names a column.
 
   Returns:
     A source of at least one case.
@@ -157,7 +162,8 @@ def create_source(
   if split not in (*SPLITS, ALL):
     raise InputError(f"split {split!r} is not one of {', '.join((*SPLITS, ALL))}")
   one_of(SOURCES).check("config.data.source", data["source"])
-  if data["class_column"] and data["source"] != "folder":
+  column = data["class_column"] if with_classes else ""
+  if column and data["source"] != "folder":
     raise InputError(
       f"config.data.class_column names a column of splits.csv, which {data['source']} has not; "
       "leave it empty, or set config.data.source=folder"
@@ -165,7 +171,7 @@ def create_source(
   splits = SPLITS if split == ALL else (split,)
   found: Sequence[Source]
   if data["source"] == "folder":
-    found = _folder_sources(data, splits, to_score)
+    found = _folder_sources(data, splits, to_score, bool(column))
   elif data["source"] == "synthetic":
     found = _synthetic_sources(data["synthetic"], splits, seed)
   else:
@@ -180,7 +186,7 @@ def create_source(
 
 
 def _folder_sources(
-  data: Mapping[str, Any], splits: Sequence[str], to_score: bool
+  data: Mapping[str, Any], splits: Sequence[str], to_score: bool, with_classes: bool
 ) -> list[FolderSource]:
   """The splits of a folder; of several, those that are not empty."""
   checked = splits if to_score else SPLITS
@@ -188,7 +194,7 @@ def _folder_sources(
   scan.refuse(may_be_empty=checked if len(splits) > 1 else [s for s in checked if s not in splits])
 
   def classes(cases: Sequence[FolderCase]) -> Sequence[int] | None:
-    return class_names(data, [case.case_id for case in cases])[1] if data["class_column"] else None
+    return class_names(data, [case.case_id for case in cases])[1] if with_classes else None
 
   found = [
     FolderSource(scan.cases[split], classes(scan.cases[split]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from medlitenet_jax.data.images.image_files import without_ending
@@ -116,7 +116,7 @@ def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Ass
   return Assignment(splits, refusals, unlisted)
 
 
-def read_classes(path: Path, column: str, case_ids: Collection[str]) -> tuple[list[str], list[int]]:
+def read_classes(path: Path, column: str, case_ids: Sequence[str]) -> tuple[list[str], list[int]]:
   """Reads the class of each case.
 
   Args:
@@ -129,7 +129,8 @@ def read_classes(path: Path, column: str, case_ids: Collection[str]) -> tuple[li
     classes: of each case, a place in `names`; -1 where it is not known.
 
   Raises:
-    InputError: if the file cannot be read, lacks a column, or names no class.
+    InputError: if the file cannot be read, lacks a column, names fewer than two classes, or two
+      that differ in capitals alone.
   """
   if not path.exists():
     raise InputError(
@@ -146,9 +147,15 @@ def read_classes(path: Path, column: str, case_ids: Collection[str]) -> tuple[li
   known = frozenset(case_ids)
   given = {without_ending(row[id_column], known): row[class_column] for _, row in table.rows}
   names = sorted({name for name in given.values() if name})
-  if not names:
+  folded: dict[str, str] = {}
+  for name in names:
+    if (other := folded.setdefault(name.casefold(), name)) != name:
+      raise InputError(f"{path}: {other!r} and {name!r} differ in capitals alone; give one name")
+  if len(names) < 2:
     raise InputError(
-      f"{path}: the column {column!r} is empty, but config.data.class_column names it"
+      f"{path}: the column {column!r}, which config.data.class_column names, has "
+      f"{'one class' if names else 'no class'}, which tells nothing apart; choose another column, "
+      "or leave the field empty"
     )
   number = {"": -1} | {name: place for place, name in enumerate(names)}
   return names, [number[given.get(case_id, "")] for case_id in case_ids]

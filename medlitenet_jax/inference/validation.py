@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medlitenet_jax.data.cases import Source
-from medlitenet_jax.data.sources import CLASS
+from medlitenet_jax.data.cases import CLASS, Source
 from medlitenet_jax.inference.stream import predict_cases
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import look
@@ -89,4 +88,4 @@ def create_validate(score_cases: ScoreCases) -> Validate:
 def _probs_and_class(model: nn.Module, variables: Any, image: jax.Array):
   """[B, S, S] probabilities of lesion, and the [B] class that is named, or None."""
   found = look(model, variables, image)
-  return found["probs"], jnp.argmax(found["class"], axis=-1) if "class" in found else None
+  return found["probs"], jnp.argmax(found[CLASS], axis=-1) if CLASS in found else None

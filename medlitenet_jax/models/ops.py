@@ -1,9 +1,9 @@
 """Convolutions and the x2 upsample in the form that suits the platform.
 
 XLA's depthwise convolution is slow everywhere: on a CPU 20 to 100 times slower than nine shifted
-multiply-adds, and on a GPU five times, in training. Its bilinear resize takes several times as long
-as slices and a weighted sum. So every operation has forms that compute the same numbers from the
-same parameters:
+multiply-adds, and on a GPU a training step takes twice as long with it (docs/gpu.md). On a CPU its
+bilinear resize takes several times as long as slices and a weighted sum. So every operation has
+forms that compute the same numbers from the same parameters:
 
   "platform": the form for the platform that the program is lowered for;
   "cpu", "gpu": the form for that one, on any;
@@ -81,7 +81,7 @@ def _cpu_depthwise(x, kernel, *, stride, dilation):
 
 
 def _gpu_depthwise(x, kernel, *, stride, dilation):
-  """The same with the padding in the loop, and summed in float32, which costs a GPU nothing."""
+  """The same with the padding in the loop, and summed in float32, as XLA's own is."""
   padded = _padded(x, kernel.shape[:2], dilation)
   views = _views(padded, kernel.shape[:2], x.shape[1:3], stride, dilation)
   weights = kernel.reshape(-1, x.shape[-1]).astype(jnp.float32)

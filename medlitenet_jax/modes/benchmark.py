@@ -22,6 +22,7 @@ from tqdm import tqdm
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.augment.on_device import pack_view
 from medlitenet_jax.data.augment.policy import AugmentPolicy
+from medlitenet_jax.data.cases import CLASS
 from medlitenet_jax.inference.networks import Network, create_predict
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
@@ -243,12 +244,13 @@ def train_batch(config: ConfigDict, count: int, size: int) -> dict[str, Any]:
   """A batch in the form in which the training step takes it."""
   image = photographs(config, count, size)
   mask = (image[..., :1] > 127).astype(np.uint8)
+  targets = {CLASS: np.zeros(count, np.int32)} if config.data.class_column else {}
   if config.data.augment_on != "device":
-    return {"image": image, "targets": {"mask": mask}}
+    return {"image": image, "targets": {**targets, "mask": mask}}
   policy, rng = AugmentPolicy(**config.augment), np.random.default_rng(config.seed)
   views = [pack_view(rng, *pair, size, policy) for pair in zip(image, mask[..., 0], strict=True)]
   packed = {name: np.stack([view[name] for view in views]) for name in views[0]}
-  return {"views": packed, "targets": {}}
+  return {"views": packed, "targets": targets}
 
 
 def _train_tasks(config: ConfigDict) -> Iterator[Task]:

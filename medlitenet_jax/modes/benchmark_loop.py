@@ -68,6 +68,10 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
     start_from="",
   )
   short.eval.image_size = size
+  # Generated photographs have no classes, and telling them apart costs next to nothing.
+  short.data.class_column, short.loss.classes.weight = "", 0.0
+  if "classes" in (network := short.model[short.model.name]):
+    network.classes = 0
   short.data.max_eval_images = config.eval.batch_size
   if config.data.source != "synthetic" and Path(config.data.root).exists():
     for split in ("train", "val"):
@@ -94,7 +98,7 @@ def time_pipeline(short: ConfigDict) -> dict[str, Any]:
   change = pack_view if short.data.augment_on == "device" else augment
   preprocessing = Preprocessing(**short.preprocess)
   one_thread = short.copy_and_resolve_references().unlock()
-  one_thread.data.update(num_threads=1, prefetch_batches=1, cache_gib=0.0)
+  one_thread.data.update(num_threads=1, prefetch_batches=1)
   calls: dict[str, Callable[[], Any]] = {
     "decode": lambda: [source[i].index for i in range(len(cases))],
     "preprocess": lambda: [preprocessing(case.image).size for case in cases],

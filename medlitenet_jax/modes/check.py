@@ -28,7 +28,7 @@ from medlitenet_jax.data.findings import (
 )
 from medlitenet_jax.data.folder import FolderCase, Problem, Scan, create_scan, damage
 from medlitenet_jax.data.images.duplicates import Pair, near_duplicates, thumbnail
-from medlitenet_jax.data.sources import FolderSource, create_source, drawn
+from medlitenet_jax.data.sources import FolderSource, class_names, create_source, drawn
 from medlitenet_jax.data.splits import SPLITS
 from medlitenet_jax.modes.call import Call, begin, resolve_recipe
 from medlitenet_jax.pages import check as check_page
@@ -181,6 +181,8 @@ def _open(config: ConfigDict) -> tuple[dict[str, Source], Files, list[Problem], 
   """The splits that can be opened, and problems and findings known without reading a case."""
   sources: dict[str, Source]
   if config.data.source == "folder":
+    if config.data.class_column:
+      class_names(config.data)  # refuses a column that training could not use
     scan = create_scan(config.data)
     files = {}
     for split, cases in scan.cases.items():

@@ -54,12 +54,12 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
   if config.ensemble.members:
     raise InputError("config.ensemble.members: an ensemble is not trained; train its members")
   devices.check_shares("train.batch_size", config.train.batch_size)
+  _refuse_unfit_classes(config)
   sources = {
-    name: create_source(config.data, name, config.seed, to_score=name == "val")
+    name: create_source(config.data, name, config.seed, to_score=name == "val", with_classes=True)
     for name in ("train", "val")
   }
   _refuse_larger_batch(config, len(sources["train"]))
-  _refuse_other_classes(config)
   steps_before = whole_steps(workdir)
   if not steps_before:
     devices.on_main_process(lambda: short_look(config, sources, force=force))
@@ -126,18 +126,25 @@ def _refuse_larger_batch(config: ConfigDict, num_cases: int) -> None:
     )
 
 
-def _refuse_other_classes(config: ConfigDict) -> None:
-  """Refuses a network that tells another number of classes apart than the photographs have."""
-  if not config.data.class_column:
-    return
-  names, _ = class_names(config.data)
-  own = config.model[config.model.name].get("classes", 0)
-  if own != len(names):
+def _refuse_unfit_classes(config: ConfigDict) -> None:
+  """Refuses a network, a column of classes and a term of the loss that do not go together."""
+  column, name = config.data.class_column, config.model.name
+  own = config.model[name].get("classes", 0)
+  field, weight = f"config.model.{name}.classes", config.loss.classes.weight
+  if column:
+    names, _ = class_names(config.data)
     named = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    field = f"config.model.{config.model.name}.classes"
+    if "classes" not in config.model[name]:
+      raise InputError(f"config.data.class_column: {name} tells no classes apart; leave it empty")
+    if own != len(names):
+      raise InputError(
+        f"config.data.class_column={column!r} has {len(names)} classes ({named}), but the network "
+        f"has {own or 'none'}; set {field}={len(names)}"
+      )
+  if not bool(column) == bool(own) == bool(weight):
     raise InputError(
-      f"config.data.class_column={config.data.class_column!r} has {len(names)} classes ({named}), "
-      f"and the network {own or 'none'}; set {field}={len(names)}, where the network has that field"
+      f"config.data.class_column is {column!r}, {field} {own} and config.loss.classes.weight "
+      f"{weight}; classes are learned with all three, so set all or none"
     )
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from medlitenet_jax.data.cases import CLASS
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.rules import Rule, number, one_of
 
@@ -128,17 +129,15 @@ def _boundaries_term(outputs, targets, *, width: float):
 
 def _classes_term(outputs, targets):
   """Cross-entropy of the classes; 0 for a case whose class is not known."""
-  if "class" not in outputs or "class" not in targets:
+  if CLASS not in outputs or CLASS not in targets:
     raise InputError(
-      "config.loss.classes: needs a column of splits.csv in config.data.class_column, and a "
-      "network that tells its classes apart (config.model.medlitenet.classes is their number); "
+      "config.loss.classes: needs cases with a class and a network that tells classes apart; "
       "otherwise set the weight to 0"
     )
-  known = targets["class"] >= 0
-  number = jnp.maximum(targets["class"], 0)
-  chex.assert_equal_shape_prefix([outputs["class"], number], 1)
-  losses = optax.losses.softmax_cross_entropy_with_integer_labels(outputs["class"], number)
-  return losses * known
+  logits, given = outputs[CLASS], targets[CLASS]
+  chex.assert_rank([logits, given], [2, 1])
+  places = jnp.maximum(given, 0)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, places) * (given >= 0)
 
 
 class Term(NamedTuple):

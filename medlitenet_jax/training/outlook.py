@@ -95,7 +95,7 @@ def rehearse(
   free = limits.free_memory() if on_cpu else limits.free_device_memory()
   forecast = create_forecast(run, len(sources["val"]))
   for size in run.plan.batches_left(step):
-    state = _time_batches(run, sources["train"], size, programs, forecast, state)
+    state = _time_batches(run, size, programs, forecast, state)
   _time_validation(run, len(sources["val"]), validate, forecast, state)
   each = ", ".join(
     f"{forecast.batch_seconds(size) or 0:.2g} s a batch at {size}x{size} pixels"
@@ -120,7 +120,6 @@ def rehearse(
 
 def _time_batches(
   run: Run,
-  source: Source,
   size: int,
   programs: Programs,
   forecast: Forecast,
@@ -129,7 +128,7 @@ def _time_batches(
   programs.compile(size)
   forecast.compiling_took(size, programs.seconds[size])
   plan = dataclasses.replace(run.plan, image_sizes=(size,))
-  batches = create_train_batches(run.config, source, plan)
+  batches = create_train_batches(run.config, run.source, plan)
   for _ in range(1 + TIMED_BATCHES):
     start = time.perf_counter()
     batch = next(batches)

@@ -108,7 +108,7 @@ class Progress:
     line = f"epoch {epoch:.1f}: val Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
     if BALANCED_ACCURACY in scores:
       line += f", balanced accuracy of the classes {scores[BALANCED_ACCURACY]:.4f}"
-    if self._plan.yet_to_come(self._scored_at, step):
+    if step and self._plan.yet_to_come(self._scored_at, step):
       line += f" (at {self._scored_at} pixels, which come later in training)"
     self._say(line)
 

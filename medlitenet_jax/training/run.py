@@ -19,7 +19,7 @@ from medlitenet_jax.data.pipeline import train_batches
 from medlitenet_jax.data.sources import CachedCases
 from medlitenet_jax.system import devices
 from medlitenet_jax.training import optim
-from medlitenet_jax.training.oversampling import with_faint_repeated
+from medlitenet_jax.training.oversampling import FaintRepeated
 from medlitenet_jax.training.state import TrainState, create_state
 from medlitenet_jax.training.step import Numbers, create_train_step, recipe_numbers
 
@@ -62,11 +62,9 @@ class Plan:
     return self.image_sizes[min(phase, len(self.image_sizes) - 1)]
 
   def yet_to_come(self, image_size: int, step: int) -> bool:
-    """Whether images of that size come only after the first `step` batches."""
-    if self.mixed_sizes or image_size not in self.image_sizes:
-      return False
-    first = self.image_sizes.index(image_size) * self.total_steps / len(self.image_sizes)
-    return step <= first
+    """Whether images of that size come, but none in the first `step` batches."""
+    left = self.batches_left(step).get(image_size, 0)
+    return left > 0 and left == self.batches_left(0)[image_size]
 
   def log_due(self, step: int) -> bool:
     """Whether a line of the log is due after `step` batches."""
@@ -185,6 +183,7 @@ class Run:
     initialise: () to the state of a new run.
     step: compiled; (state, batch, numbers) to (state, figures), see `create_train_step`.
     numbers: of the recipe, for the step.
+    source: the training cases, as the batches take them.
     batches: iterator over the training data, see `train_batches`.
   """
 
@@ -194,6 +193,7 @@ class Run:
   initialise: Callable[[], TrainState]
   step: jax.stages.Wrapped
   numbers: Numbers
+  source: Source
   batches: grain.DatasetIterator
 
 
@@ -209,12 +209,11 @@ def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
     The run, at its beginning.
 
   Raises:
-    InputError: if a field of the configuration cannot be used, or a case that would be repeated
-      cannot be read.
+    InputError: if a field of the configuration cannot be used.
   """
   source = CachedCases(source, config.data.cache_gib * 2**30)
-  repeats = config.train.low_contrast_repeats
-  source = with_faint_repeated(source, repeats, config.data.num_threads)
+  if (repeats := config.train.low_contrast_repeats) > 1:
+    source = FaintRepeated(source, repeats, config.data.num_threads)
   plan = create_plan(config, len(source))
   _, schedule = optim.create_run_optimizer(config.optim, plan.total_steps)
   return Run(
@@ -224,5 +223,6 @@ def create_run(config: ConfigDict, model: nn.Module, source: Source) -> Run:
     initialise=create_initialise(config, model, min(plan.image_sizes)),
     step=create_train_step(config, model),
     numbers=recipe_numbers(config, plan.total_steps),
+    source=source,
     batches=create_train_batches(config, source, plan),
   )

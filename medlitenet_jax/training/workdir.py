@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.cases import Source
+from medlitenet_jax.data.sources import class_names
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.files import TEMPORARY_SUFFIX, read_json, replace_file
 from medlitenet_jax.system.lock import LOCK_FILE, lock_folder
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # the weights it started from had been trained on or selected by.
 CASES_FILE = "cases.json"
 BEFORE = "before"
+CLASSES = "classes"
 # What a run may leave behind that was killed before it wrote its configuration.
 BEFORE_CONFIG = {LOCK_FILE, config_lib.CONFIG_FILE + TEMPORARY_SUFFIX}
 
@@ -67,7 +69,7 @@ def open_workdir(
       logger.warning("Continuing with %s; the former configuration: %s", _list(changed), former)
     config_lib.save(config, workdir)
     if not steps:
-      _store_cases(workdir, {**_names(sources), BEFORE: []})
+      _store_cases(workdir, {**_names(config, sources), BEFORE: []})
     record_start(workdir)
     yield
 
@@ -85,7 +87,7 @@ def refuse_unsuitable(
   Returns:
     {field: (old value, new value)} of the fields that `force` lets the run change.
   """
-  cases, steps = _names(sources), whole_steps(workdir)
+  cases, steps = _names(config, sources), whole_steps(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f"{workdir}: is a file; choose another --workdir")
   if not (workdir / config_lib.CONFIG_FILE).exists():
@@ -103,8 +105,8 @@ def refuse_unsuitable(
   stored = _stored_cases(workdir)
   if {split: stored[split] for split in cases} != cases:
     raise InputError(
-      f"{workdir}: was trained on other cases than the data holds now, or its {CASES_FILE} was "
-      "changed; restore them or choose another --workdir"
+      f"{workdir}: was trained on other cases or classes than the data holds now, or its "
+      f"{CASES_FILE} was changed; restore them or choose another --workdir"
     )
   if steps[-1] > total_steps:
     raise InputError(
@@ -114,8 +116,10 @@ def refuse_unsuitable(
   return changed
 
 
-def _names(sources: Mapping[str, Source]) -> dict[str, list[str]]:
-  return {split: list(source.case_ids) for split, source in sources.items()}
+def _names(config: ConfigDict, sources: Mapping[str, Source]) -> dict[str, list[str]]:
+  """Names of the cases by split and, in the order of their numbers, of the classes."""
+  names = class_names(config.data)[0] if config.data.class_column else []
+  return {**{split: list(source.case_ids) for split, source in sources.items()}, CLASSES: names}
 
 
 def _list(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -183,6 +187,7 @@ def _stored_cases(workdir: Path) -> dict[str, list[str]]:
   try:
     cases = read_json(path)
     names = {split: list(cases[split]) for split in ("train", "val", BEFORE)}
+    names[CLASSES] = list(cases.get(CLASSES, []))
     if not all(isinstance(name, str) for split in names.values() for name in split):
       raise TypeError("a name is not text")
     return names

@@ -35,15 +35,15 @@ def data(root=None, **fields):
   return {**data, "source": "folder", "root": str(root), **fields}
 
 
-def folder_source(root, split, **fields):
+def folder_source(root, split, with_classes=False, **fields):
   """The cases of a split of a folder."""
-  return create_source(data(root, **fields), split, 0)
+  return create_source(data(root, **fields), split, 0, with_classes=with_classes)
 
 
-def refusal(root, split="train", **fields):
+def refusal(root, split="train", with_classes=False, **fields):
   """The one-line error message for a folder."""
   with pytest.raises(InputError) as error:
-    folder_source(root, split, **fields)
+    folder_source(root, split, with_classes, **fields)
   assert len(str(error.value).splitlines()) == 1
   return str(error.value)
 
@@ -337,24 +337,31 @@ def test_a_class_is_a_target_with_the_same_number_in_every_split(root):
   numbers = {
     name: int(source[i].targets["class"])
     for split in ("train", "val", "test")
-    for source in [folder_source(root, split, class_column="diagnosis")]
+    for source in [folder_source(root, split, True, class_column="diagnosis")]
     for i, name in enumerate(source.case_ids)
   }
   assert numbers == {"a": 2, "b": 1, "c": -1, "d": 0, "e": 1}
-  assert folder_source(root, "train")[0].targets == {}
+  assert folder_source(root, "train", True)[0].targets == {}
+  # Whoever does not learn classes needs no such column.
+  assert folder_source(root, "train", class_column="other")[0].targets == {}
 
 
 def test_a_class_column_that_cannot_be_used(root):
   with_classes(root)
-  assert "no column 'kind'" in refusal(root, class_column="kind")
-  (root / "splits.csv").write_text("id,split,kind\na,train,\nb,val,\nc,test,\n")
-  assert "'kind' is empty" in refusal(root, class_column="kind")
-  (root / "splits.csv").unlink()
-  assert "splits.csv: missing" in refusal(root, class_column="kind")
-  with pytest.raises(
-    InputError, match=r"class_column names a column of splits\.csv, which synthetic"
+  assert "no column 'kind'" in refusal(root, with_classes=True, class_column="kind")
+  for kinds, said in (
+    (",,", "no class"),
+    ("mole,mole,", "one class"),
+    ("mole,Mole,burn", "capitals"),
   ):
-    create_source(data(source="synthetic", class_column="kind"), "train", 0)
+    rows = zip("abc", SPLITS.values(), kinds.split(","), strict=False)
+    (root / "splits.csv").write_text("id,split,kind\n" + "\n".join(map(",".join, rows)) + "\n")
+    assert said in refusal(root, with_classes=True, class_column="kind")
+  (root / "splits.csv").unlink()
+  assert "splits.csv: missing" in refusal(root, with_classes=True, class_column="kind")
+  with pytest.raises(InputError, match=r"a column of splits\.csv, which synthetic has not"):
+    drawn = data(source="synthetic", class_column="kind")
+    create_source(drawn, "train", 0, with_classes=True)
 
 
 def test_missing_root(tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from small_runs import contents, network_of, resolved
 
@@ -165,6 +166,14 @@ def test_the_printout_has_every_part_and_ratio(measured):
     ),
   ):
     assert words in printed
+
+
+@pytest.mark.parametrize("augment_on", ["host", "device"])
+def test_a_step_that_learns_classes_gets_some(augment_on):
+  fields = {"data__augment_on": augment_on, "data__class_column": "kind"}
+  batch = benchmark.train_batch(resolved(**fields), 3, 64)
+  assert batch["targets"]["class"].shape == (3,) and batch["targets"]["class"].dtype == np.int32
+  assert ("mask" in batch["targets"]) == (augment_on == "host")
 
 
 def test_the_run_that_is_timed_stays_as_it_is(measured):

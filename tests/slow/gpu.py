@@ -93,6 +93,19 @@ def time_calls(call):
   return statistics.median(rows), statistics.median(single)
 
 
+def launched_by(program):
+  """Names of the kernels that a compiled program starts, those of CUDA graphs included."""
+  found, inside = [], False
+  for line in program.splitlines():
+    if line.endswith("{") and not line.startswith(" "):
+      inside = line.startswith(("ENTRY", "%command_buffer"))
+    elif inside and (
+      name := re.match(r"\s+(?:ROOT )?%([\w.-]+) = .*? (?:fusion|copy|custom-call)\(", line)
+    ):
+      found.append(name.group(1))
+  return found
+
+
 def main():
   options = parse()
   start = time.perf_counter()
@@ -112,8 +125,7 @@ def main():
     parts = {**model_parts(config.model.to_dict(), options.size), **STEP_PARTS}
     label = functools.partial(part_of, parts=parts)
     found = label_seconds(Path(folder), program, label)
-  entry = program[program.index("\nENTRY ") :]
-  launched = re.findall(r"%([\w.-]+) = .*? (?:fusion|copy|custom-call)\(", entry)
+  launched = launched_by(program)
   names = op_names(program)
   kernels = Counter(label(names.get(name, "")) for name in launched)
   rows = [

@@ -279,9 +279,14 @@ def test_image_sizes_share_a_run_equally():
   sizes = [plan.image_size_at(step) for step in range(9)]
   assert sizes == [64] * 3 + [96] * 3 + [128] * 3
   assert plan.image_size_at(100) == 128  # batches are prepared ahead of the run's end
-  for size in (64, 96, 128):
-    assert [plan.yet_to_come(size, step) for step in range(10)] == [
-      size not in sizes[:step] for step in range(10)
-    ]
-  mixed = create_plan(resolved(train__image_sizes=(64, 96), train__mixed_sizes=True), 13)
-  assert not plan.yet_to_come(192, 0) and not mixed.yet_to_come(96, 1)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 11])
+def test_which_sizes_are_yet_to_come(steps, mixed):
+  fields = {"train__image_sizes": (64, 96, 128), "train__mixed_sizes": mixed}
+  plan = create_plan(resolved(**fields, train__max_steps=steps), 13)
+  sizes = [plan.image_size_at(step) for step in range(steps)]
+  for step in range(steps + 1):
+    for size in (64, 96, 128, 192):
+      assert plan.yet_to_come(size, step) == (size in sizes[step:] and size not in sizes[:step])

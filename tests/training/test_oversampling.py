@@ -1,10 +1,14 @@
 """Oversampling: which cases come more often in an epoch, and that each time is another view."""
 
+import collections
+
 import numpy as np
+import pytest
 from small_runs import create_stub, resolved
 
 from medlitenet_jax.data.cases import Case
-from medlitenet_jax.training.oversampling import with_faint_repeated
+from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training.oversampling import FaintRepeated
 from medlitenet_jax.training.run import create_run
 
 DARKER = (40, 10, 60, 20, 15, 50, 70, 25, 80, 90, 30, 5)  # than the skin, by case
@@ -30,17 +34,26 @@ class Discs:
 
 def test_the_faintest_third_comes_more_often():
   discs = Discs()
-  repeated = with_faint_repeated(discs, 3, num_threads=2)
-  counts = {name: list(repeated.case_ids).count(name) for name in discs.case_ids}
+  repeated = FaintRepeated(discs, 3, num_threads=2)
+  assert len(repeated) == 12 + 8
+  cases = [repeated[i] for i in range(len(repeated))]
+  counts = collections.Counter(case.case_id for case in cases)
   assert counts == {name: 3 if name in FAINT else 1 for name in discs.case_ids}
-  assert [repeated[i].index for i in range(len(repeated))] == list(range(12 + 8))
-  for i, name in enumerate(repeated.case_ids):
-    np.testing.assert_array_equal(repeated[i].image, discs[int(name[4:])].image)
+  assert [case.case_id for case in cases] == list(repeated.case_ids)
+  assert [case.index for case in cases] == list(range(len(repeated)))
+  for case in cases:
+    np.testing.assert_array_equal(case.image, discs[int(case.case_id[4:])].image)
 
 
-def test_once_each_is_the_source_itself():
-  discs = Discs()
-  assert with_faint_repeated(discs, 1, num_threads=1) is discs
+def test_nothing_is_read_until_a_repetition_is_asked_for():
+  class Unreadable(Discs):
+    def __getitem__(self, index):
+      raise InputError("broken.png: cannot be read")
+
+  repeated = FaintRepeated(Unreadable(), 2, num_threads=2)
+  assert len(repeated) == 16
+  with pytest.raises(InputError, match=r"broken\.png"):
+    repeated[12]
 
 
 def test_an_epoch_holds_the_repetitions_as_other_views():

@@ -27,9 +27,12 @@ FILL_PASSES = 4  # each pass doubles the reach, for pixels that the passes befor
 # Shadow removal.
 LIGHT_SIDE = 128  # pixels of the shorter side that the light is fitted at
 FRAME = 0.15  # width of the frame that shows mostly skin, of the shorter side
-FITS = 8  # each gives less weight to what lies far from the one before
-OUTLIER = 4.7  # distance of no weight, in robust standard deviations (Tukey's biweight)
+BLACK = 0.25  # of the brightest skin; what is darker shows no skin, as the corners of a lens
+LEAST_FRAME = 0.3  # of the frame that must show skin
+QUANTILE = 0.8  # of the frame's pixels lie under the fit, for a lesion that reaches in is darker
+FITS = 20  # each weights by the distances from the one before
 MAX_GAIN = 2.0
+STRIP = 2**20  # pixels that are changed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,17 +193,17 @@ def paint_over(image: np.ndarray, hairs: np.ndarray) -> np.ndarray:
 def without_shadow(image: np.ndarray) -> np.ndarray:
   """Evens out the light, as it falls on the skin around the lesion.
 
-  The logarithm of the brightest channel is fitted by a quadratic function of the place. The fit is
-  to a frame along the photograph's border, and robust, because a lesion or the lens may reach into
-  it; only a lesion that fills a corner looks like a shadow. The photograph is divided by that
-  light.
+  The logarithm of the brightest channel is fitted by a quadratic function of the place, in a frame
+  along the photograph's border, and the photograph is divided by that light. The fit is a quantile,
+  so it follows the skin where a lesion reaches into the frame; black corners of a lens are left
+  out. A lesion that fills most of one side or a corner still looks like a shadow.
 
   Args:
     image: [H, W, 3] uint8 RGB.
 
   Returns:
     [H, W, 3] uint8. The median light of the frame stays as it was, and no pixel becomes more than
-    `MAX_GAIN` times as bright or as dark.
+    `MAX_GAIN` times as bright or as dark. `image` itself where most of the frame is black.
 
   Reference:
     Cavalcanti and Scharcanski, Automated prescreening of pigmented skin lesions using standard
@@ -209,22 +212,39 @@ def without_shadow(image: np.ndarray) -> np.ndarray:
   height, width = image.shape[:2]
   scale = min(1.0, LIGHT_SIDE / min(height, width))
   small = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
-  light = np.log(small.max(axis=2) + 1.0)
-  terms = _quadratic_terms(*light.shape)
-  edge = max(1, round(FRAME * min(light.shape)))
-  frame = np.ones(light.shape, bool)
+  level = small.max(axis=2).astype(np.float64)
+  edge = max(1, round(FRAME * min(level.shape)))
+  frame = np.ones(level.shape, bool)
   frame[edge:-edge, edge:-edge] = False
-  seen, levels, weight = terms[frame], light[frame], np.ones(frame.sum())
+  skin = frame & (level > BLACK * np.quantile(level, 0.95))
+  if skin.sum() < LEAST_FRAME * frame.sum():
+    return image
+  terms = _quadratic_terms(*level.shape)
+  fitted = terms @ _fitted_quantile(terms[skin], np.log(level[skin]))
+  gain = np.exp(np.median(fitted[skin]) - fitted).astype(np.float32)
+  gain = np.clip(cv2.resize(gain, (width, height)), 1 / MAX_GAIN, MAX_GAIN)
+  even = np.empty_like(image)
+  rows = max(1, STRIP // width)  # so that a large photograph needs little memory
+  for top in range(0, height, rows):
+    strip = slice(top, top + rows)
+    even[strip] = np.rint(np.minimum(image[strip] * gain[strip, :, None], 255))
+  return even
+
+
+def _fitted_quantile(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """Coefficients of the terms [N, 6] that fit the `QUANTILE` of N values.
+
+  By weighted least squares again and again, which gives the least sum of absolute distances,
+  those above the fit counting QUANTILE / (1 - QUANTILE) times as much.
+  """
+  weight = np.ones(len(values))
   for _ in range(FITS):
     root = np.sqrt(weight)
-    found = np.linalg.lstsq(seen * root[:, None], levels * root, rcond=None)[0]
-    distance = levels - seen @ found
-    spread = 1.4826 * np.median(np.abs(distance)) + 1e-3
-    weight = np.clip(1 - (distance / (OUTLIER * spread)) ** 2, 0, None) ** 2
-  fitted = terms @ found
-  gain = np.exp(np.median(fitted[frame]) - fitted).astype(np.float32)
-  gain = np.clip(cv2.resize(gain, (width, height)), 1 / MAX_GAIN, MAX_GAIN)
-  return np.rint(np.minimum(image * gain[..., None], 255)).astype(np.uint8)
+    found = np.linalg.lstsq(terms * root[:, None], values * root, rcond=None)[0]
+    distance = values - terms @ found
+    side = np.where(distance > 0, QUANTILE, 1 - QUANTILE)
+    weight = side / np.maximum(np.abs(distance), 1e-3)
+  return found
 
 
 def _quadratic_terms(height: int, width: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from medlitenet_jax.data.augment.artefacts import add_strokes, hair_strokes
+from medlitenet_jax.data.images import preprocess
 from medlitenet_jax.data.images.preprocess import (
   MAX_GAIN,
   WORKING_SIDE,
@@ -158,17 +159,43 @@ def with_lesion(image, row, column, radius):
   return np.where(inside[..., None], np.uint8([90, 50, 40]), image), inside
 
 
-@pytest.mark.parametrize("place", [(0.5, 0.5, 0.3), (0.5, 0.1, 0.2)])
-def test_uneven_light_is_evened_out(place):
-  """Whether the lesion is in the middle or reaches over the border."""
+def behind_lens(image, radius):
+  """Black outside a disc; its radius in fractions of the shorter side."""
+  height, width = image.shape[:2]
+  y, x = np.mgrid[:height, :width]
+  away = np.hypot(y - height / 2, x - width / 2) / min(height, width)
+  return np.where((away > radius)[..., None], np.uint8(3), image), away < radius
+
+
+@pytest.mark.parametrize("lens", [None, 0.65, 0.57])
+@pytest.mark.parametrize(
+  "place", [(0.5, 0.5, 0.3), (0.5, 0.5, 0.4), (0.5, 0.1, 0.2), (0.5, 0, 0.3)]
+)
+def test_uneven_light_is_evened_out(place, lens):
+  """Whether the lesion is in the middle or reaches over the border, and behind a lens."""
   even, inside = with_lesion(np.full((160, 160, 3), (180, 140, 120), np.uint8), *place)
-  dim = lit(even, gradient=0.3, bow=0.1)
-  left = without_shadow(dim).astype(float)
-  skin_before, skin_after = dim[~inside].astype(float), left[~inside]
-  assert skin_before.std(axis=0).min() > 18 and skin_after.std(axis=0).max() < 1.5
-  colours = skin_after.mean(axis=0)
-  np.testing.assert_allclose(colours / colours.sum(), even[~inside][0] / 440, atol=0.005)
-  assert left[inside].mean() < 0.6 * skin_after.mean()
+  seen = np.ones_like(inside)
+  for light in ({"gradient": 0.3, "bow": 0.1}, {}):
+    dim = lit(even, **light)
+    if lens:
+      dim, seen = behind_lens(dim, lens)
+    left = without_shadow(dim).astype(float)
+    skin, lesion = ~inside & seen, inside & seen
+    if light:
+      assert dim[skin].std(axis=0).min() > 12
+    assert left[skin].std(axis=0).max() < 3
+    colours = left[skin].mean(axis=0)
+    np.testing.assert_allclose(colours / colours.sum(), np.array((180, 140, 120)) / 440, atol=0.005)
+    assert 130 < colours[0] < 230
+    assert left[lesion].mean() < 0.6 * left[skin].mean()
+
+
+def test_a_large_photograph_is_changed_like_a_small_one(monkeypatch):
+  image = lit(np.full((90, 70, 3), (180, 140, 120), np.uint8), gradient=0.3)
+  whole = without_shadow(image)
+  monkeypatch.setattr(preprocess, "STRIP", 500)
+  np.testing.assert_array_equal(without_shadow(image), whole)
+  assert without_shadow(dark := np.zeros((40, 40, 3), np.uint8)) is dark
 
 
 def test_even_light_stays_and_no_pixel_changes_by_more_than_the_bound():
