@@ -32,6 +32,7 @@ KNOCKOUTS: dict[str, knockout.Knockout] = {
     "fine_return": knockout.zero,
     "*gate/context": knockout.zero,
   },
+  "boundary_parts": {"bias_boundary": knockout.zero, "*gate/gate": knockout.even},
   "boundary": {"bias_boundary": knockout.zero, "*/boundary": knockout.zero},
   "boundary_bias": {"bias_boundary": knockout.zero},
   "gate_boundary": {"*/boundary": knockout.zero},
