@@ -12,5 +12,6 @@ def get_config() -> ConfigDict:
   """Returns the base recipe for the fine_boundary variant and its loss."""
   config = base.get_config()
   config.model.variant = "fine_boundary"
+  config.seed = 2  # so that members differ from their first weights on
   config.loss.bce.boundary_weight = 2.0
   return config

@@ -12,4 +12,5 @@ def get_config() -> ConfigDict:
   """Returns the base recipe for the wide_context variant."""
   config = base.get_config()
   config.model.variant = "wide_context"
+  config.seed = 1  # so that members differ from their first weights on
   return config
