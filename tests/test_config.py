@@ -63,7 +63,8 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     config = resolve(importlib.import_module(f"configs.{name}").get_config(), "cpu")
     assert config.model.variant == name
     changed = differences(base, config)
-    assert all(field.startswith(("model.", "loss.")) for field in changed)
+    assert all(field.startswith(("model.", "loss.", "seed")) for field in changed)
+    assert config.seed != base.seed
     expected = NETWORKS["medlitenet"].variants[name]
     assert {field: config.model.medlitenet[field] for field in expected} == expected
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_runs import resolved, write_case, write_splits
+from small_runs import create_stub, resolved, write_case, write_splits
 
 from configs.base import get_config
 from medlitenet_jax.data.augment.policy import AugmentPolicy
@@ -15,7 +15,7 @@ from medlitenet_jax.data.photographs import PhotographSource
 from medlitenet_jax.data.pipeline import eval_batches, train_batches
 from medlitenet_jax.data.sources import CachedCases, SyntheticSource, create_source
 from medlitenet_jax.system.errors import InputError
-from medlitenet_jax.training.run import create_plan, create_train_batches
+from medlitenet_jax.training.run import create_run
 
 POLICY = AugmentPolicy(**get_config().augment)
 AS_IT_IS = Preprocessing(hair_removal=False, color_constancy="none")
@@ -111,7 +111,7 @@ def test_training_decodes_a_case_once_if_it_may_be_kept(cache_gib):
       return super().__getitem__(index)
 
   source = Recorded(seed=0, first=0, count=8, image_size=40)
-  take(create_train_batches(config, source, create_plan(config, len(source))), 6)
+  take(create_run(config, create_stub(None, np.float32), source).batches, 6)
   if cache_gib:
     assert sorted(read) == list(range(8))
   else:

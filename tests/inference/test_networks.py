@@ -52,7 +52,7 @@ def test_the_boundary_is_that_of_the_last_of_the_finest_maps():
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
   trained = Trained(config, variables, {}, {"train": [], "val": []})
   maps = create_predict([create_network(trained, config)], "six")({64: image})
-  logits = model.apply(variables, normalize(image))["boundaries"]
+  logits = jax.jit(model.apply)(variables, normalize(image))["boundaries"]
   sides = {place: found.shape[1] for place, found in logits.items()}
   assert sides == {"bias": 16, "encoder": 2, "decoder3": 16}
   finest = jax.nn.sigmoid(logits["decoder3"])

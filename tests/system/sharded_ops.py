@@ -38,7 +38,7 @@ def operations(rng):
   """Name, function and kernel of each."""
   depthwise = rng.normal(size=(3, 3, 1, CHANNELS)).astype(np.float32)
   dense = rng.normal(size=(3, 3, CHANNELS, 5)).astype(np.float32)
-  for form in ops.FORMS:
+  for form in ops.FORMS[1:]:  # the first is one of the others
     for stride, dilation in ((1, 1), (1, 3), (2, 1)):
       options = {"stride": stride, "dilation": dilation, "form": form}
 

@@ -31,7 +31,7 @@ def compared():
 
 def test_gradients_of_kernels_are_all_that_devices_tell_each_other(compared):
   of_network = {name: result for name, result in compared.items() if name != "augment"}
-  assert len(of_network) == 13
+  assert len(of_network) == 19
   for name, (said, error) in of_network.items():
     # The compiler may put sums together; the statistics of a norm are two more.
     assert set(said) == {"all-reduce"} and len(said) <= 3, (name, said)

@@ -32,12 +32,12 @@ KNOCKOUTS: dict[str, knockout.Knockout] = {
     "fine_return": knockout.zero,
     "*gate/context": knockout.zero,
   },
-  "boundary_parts": {"bias_boundary": knockout.zero, "*gate/gate": knockout.even},
   "boundary": {"bias_boundary": knockout.zero, "*/boundary": knockout.zero},
   "boundary_bias": {"bias_boundary": knockout.zero},
   "gate_boundary": {"*/boundary": knockout.zero},
   "gate_context": {"*gate/context": knockout.zero},
   "gate": {"*gate/gate": knockout.even},
+  "boundary_parts": {"bias_boundary": knockout.zero, "*gate/gate": knockout.even},
   "aspp_branches": {f"aspp/dilation{'?' * digits}": knockout.zero for digits in (1, 2, 3)},
   "scse": {"*/scse": knockout.unchanged},
 }
