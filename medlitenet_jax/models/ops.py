@@ -5,7 +5,7 @@ multiply-adds, and on a GPU a training step takes twice as long with it (docs/gp
 bilinear resize takes several times as long as slices and a weighted sum. So every operation has
 forms that compute the same numbers from the same parameters:
 
-  "platform": the form for the platform that the program is lowered for;
+  "platform": the form for the platform that JAX uses;
   "cpu", "gpu": the form for that one, on any;
   "library": XLA's own operation, for comparison and for counting operations.
 """
@@ -27,12 +27,14 @@ def _check_form(form: str) -> None:
 
 
 def _by_platform(form: str, *args, cpu: Callable, library: Callable, gpu: Callable | None = None):
-  """Calls the form that `form` and the platform ask for; without `gpu`, a GPU has the library's."""
+  """Calls the form that `form` and the platform ask for; without `gpu`, a GPU has the library's.
+
+  The platform is the one that JAX uses: tracing every form, for the lowering to choose, would take
+  half as long again.
+  """
   _check_form(form)
   forms = {"cpu": cpu, "gpu": gpu or library, "library": library}
-  if form != "platform":
-    return forms[form](*args)
-  return lax.platform_dependent(*args, cpu=cpu, cuda=forms["gpu"], default=library)
+  return forms.get(jax.default_backend() if form == "platform" else form, library)(*args)
 
 
 def _library_conv(x, kernel, *, stride, dilation, groups=1, dtype=None):

@@ -80,7 +80,7 @@ def photographs():
 @functools.cache
 def train_program(precision):
   """The lowered step of the reduced network, and the shapes of its state."""
-  config = resolved(precision=precision, **{"data.augment_on": "device"})
+  config = resolved(precision=precision, **{"data.augment_on": "device", "model.form": "gpu"})
   model = create_model(config.model.to_dict(), DTYPES[precision])
   state = jax.eval_shape(create_initialise(config, model, SIZE))
   policy = AugmentPolicy(**config.augment)
@@ -94,7 +94,7 @@ def train_program(precision):
 
 @functools.cache
 def forward_program(precision):
-  config = resolved(precision=precision)
+  config = resolved(precision=precision, **{"model.form": "gpu"})
   model = create_model(config.model.to_dict(), DTYPES[precision])
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
   variables = jax.eval_shape(
@@ -182,5 +182,5 @@ def test_a_platforms_program_has_no_depthwise_convolution_of_the_library():
     return [int(count) for count in re.findall(r"feature_group_count = (\d+)", text)]
 
   assert sum(count > 1 for count in groups("library", "cuda")) > 10
-  assert groups("platform", "cuda") == [1]
+  assert groups("gpu", "cuda") == [1]
   assert groups("platform", "cpu") == []
