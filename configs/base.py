@@ -172,6 +172,8 @@ def get_config() -> ConfigDict:
   config.train = ConfigDict()
   config.train.epochs = 300  # as the paper's Table II; its text says 165
   config.train.start_from = ""  # weights file or released name to start from; "": random weights
+  # Whether those may be of another network, of which a run takes the arrays that fit.
+  config.train.start_partly = False
   config.train.max_steps = 0  # batches (micro-steps); 0: by epochs
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order

@@ -22,6 +22,7 @@ from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training import log, loop
 from medlitenet_jax.training.layout import whole_steps
+from medlitenet_jax.training.run import goes_on
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def train(config: ConfigDict, workdir: Path, *, force: bool = False, dry_run: bo
 
   devices.on_main_process(finish)
   trained = whole_steps(workdir)[-1:] != steps_before[-1:]
-  if config.train.start_from and best_step is not None and trained:
+  if goes_on(config) and best_step is not None and trained:
     _say_what_it_was_worth(config, workdir, score_cases, best_step)
 
 
@@ -154,10 +155,12 @@ def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
   if not name or whole_steps(workdir):
     return None
   weights = read_weights(find_weights(name))
-  if difference := config_lib.network_difference(weights.config, config):
+  partly = config.train.start_partly
+  if not partly and (difference := config_lib.network_difference(weights.config, config)):
     field, theirs, own = difference
     raise InputError(
       f"config.train.start_from: {name} is a network with config.{field}={theirs!r}, and this run "
-      f"has one with {own!r}; set the field to that, or start from other weights"
+      f"has one with {own!r}; set the field to that, take over what fits with "
+      "config.train.start_partly=True, or start from other weights"
     )
-  return loop.Start(name, weights.variables, weights.seen)
+  return loop.Start(name, weights.variables, weights.seen, partly)

@@ -28,9 +28,9 @@ from medlitenet_jax.training.outlook import (
 )
 from medlitenet_jax.training.programs import Programs
 from medlitenet_jax.training.progress import Progress
-from medlitenet_jax.training.run import Plan, Run, create_run
+from medlitenet_jax.training.run import Plan, Run, create_run, goes_on
 from medlitenet_jax.training.skipped import SkippedBatches
-from medlitenet_jax.training.state import TrainState, start_from
+from medlitenet_jax.training.state import TrainState, fit, start_from
 from medlitenet_jax.training.unsaved import Unsaved
 from medlitenet_jax.training.workdir import note_earlier_cases, open_workdir, refuse_unsuitable
 
@@ -51,11 +51,13 @@ class Start(NamedTuple):
     name: as the user gave it.
     variables: "params" and, where the network has norms, "batch_stats", float32.
     seen: names of the cases that it was trained on ("train") and selected by ("val").
+    partly: whether it is another network, of which the run takes what fits, see `state.fit`.
   """
 
   name: str
   variables: Mapping[str, Any]
   seen: Mapping[str, list[str]]
+  partly: bool = False
 
 
 def train(
@@ -140,7 +142,16 @@ def _new_state(run: Run, start: Start | None) -> TrainState:
   state = run.initialise()
   if start is None:
     return state
-  return start_from(state, jax.device_put(start.variables, devices.replicated()))
+  variables = start.variables
+  if start.partly:
+    own = {"params": state.params, "batch_stats": state.batch_stats}
+    variables, new = fit(variables, own)
+    modules = sorted({name.split("/")[1] for name in new})
+    logger.info(
+      "%d of %d arrays fit; at random start some or all of: %s.",
+      *(len(jax.tree.leaves(own)) - len(new), len(jax.tree.leaves(own)), ", ".join(modules)),
+    )
+  return start_from(state, jax.device_put(variables, devices.replicated()))
 
 
 def _learn(
@@ -173,7 +184,7 @@ def _learn(
     trace_at = stack.enter_context(_profile(run, workdir, lambda: programs[image_size]))
     # Due before the first batch: what the weights score that the run starts from. After one: the
     # validation was cut short.
-    due = plan.validation_due(step) if step else bool(run.config.train.start_from)
+    due = plan.validation_due(step) if step else goes_on(run.config)
     if due and not validated:
       with progress.other_work(validation=True):
         scores = validate(state.ema_variables, hurried)

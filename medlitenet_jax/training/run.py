@@ -132,6 +132,11 @@ def create_plan(config: ConfigDict, num_cases: int) -> Plan:
   )
 
 
+def goes_on(config: ConfigDict) -> bool:
+  """Whether a run starts as a trained network, whose scores it has to beat."""
+  return bool(config.train.start_from) and not config.train.start_partly
+
+
 def create_initialise(
   config: ConfigDict, model: nn.Module, image_size: int
 ) -> Callable[[], TrainState]:

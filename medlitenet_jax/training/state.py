@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from flax.training import dynamic_scale as dynamic_scale_lib
 
 from medlitenet_jax.system.errors import InputError
@@ -111,13 +111,41 @@ def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
   if jax.tree.map(jnp.shape, own) != jax.tree.map(jnp.shape, given):
     raise InputError(
       "config.train.start_from: those weights are of another network than config.model describes; "
-      "name others, or set config.model to what they were trained with"
+      "name others, set config.model to what they were trained with, or take over what fits with "
+      "config.train.start_partly=True"
     )
   return state.replace(
     **jax.tree.map(jnp.array, given),
     ema_params=optim.pack(given["params"]),
     ema_batch_stats=jax.tree.map(jnp.array, given["batch_stats"]),
   )
+
+
+def fit(given: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+  """Takes those arrays of one network that another has a place for.
+
+  Args:
+    given: {"params", "batch_stats"} of a trained network.
+    own: those of the network that takes them over.
+
+  Returns:
+    merged: `own`, with each array replaced by its namesake in `given` if that has its shape.
+    new: the names of the arrays that were not replaced, such as "params/head/bias".
+
+  Raises:
+    InputError: if no parameter fits.
+  """
+  theirs = traverse_util.flatten_dict(given, sep="/")
+  merged = traverse_util.flatten_dict(own, keep_empty_nodes=True, sep="/")
+  fitting = {
+    name: theirs[name]
+    for name, array in merged.items()
+    if name in theirs and jnp.shape(theirs[name]) == jnp.shape(array)
+  }
+  if not fitting:
+    raise InputError("config.train.start_from: no array of those weights fits this network")
+  new = [name for name in traverse_util.flatten_dict(own, sep="/") if name not in fitting]
+  return traverse_util.unflatten_dict(merged | fitting, sep="/"), new
 
 
 def _initial_loss_scale() -> dynamic_scale_lib.DynamicScale:

@@ -255,9 +255,9 @@ def test_a_field_that_the_file_lacks_has_the_modules_default(exported, tmp_path)
 
 
 def test_a_variant_that_has_changed_since_leaves_the_file_as_it_is(exported, tmp_path, monkeypatch):
-  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("token_norm")))
+  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("contrast_attention")))
   variant = registry.NETWORKS["medlitenet"].variants["base"]
-  monkeypatch.setitem(variant, "token_norm", not variant.get("token_norm", False))
+  monkeypatch.setitem(variant, "contrast_attention", True)
   weights, before = (read_weights(p) for p in (path, exported / "finished.safetensors"))
   assert weights.config.model == before.config.model
   jax.tree.map(np.testing.assert_array_equal, weights.variables, before.variables)

@@ -55,7 +55,10 @@ def test_operations_do_not_depend_on_the_form(parts):
   assert [p.flops for p in other] == [p.flops for p in parts]
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixer": False}, {"aspp": False, "gate_stages": ()}])
+@pytest.mark.parametrize(
+  "changes",
+  [{}, {"boundary_magnitude": True, "mixer": False}, {"aspp": False, "gate_stages": ()}],
+)
 def test_picture_is_drawn_with_and_without_parts(tmp_path, changes):
   path = tmp_path / "architecture.png"
   model = fields(**changes)

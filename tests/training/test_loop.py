@@ -34,6 +34,7 @@ from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.loop import Start
 from medlitenet_jax.training.optim import pack
 from medlitenet_jax.training.run import create_plan
+from medlitenet_jax.training.state import fit
 
 STEPS = FIELDS["train.max_steps"]
 LATER = "(at 96 pixels, which come later in training)"
@@ -271,6 +272,42 @@ def test_a_run_that_starts_from_weights_scores_them_first_and_once(tmp_path, mon
   with opened(workdir) as checkpoints:
     assert (checkpoints.best_step, checkpoints.latest_step) == (0, 6)
   assert "Nothing beat mine" in caplog.text
+
+
+def test_a_run_takes_over_what_fits_and_starts_the_rest_at_random(tmp_path, monkeypatch, caplog):
+  model = create_stub(None, np.float32)
+  variables = model.init(jax.random.key(9), np.zeros((1, 64, 64, 3), np.float32))
+  variables["params"]["expand"]["kernel"] += 0.25
+  variables["params"]["head"]["kernel"] = np.zeros((1, 1, 8, 2), np.float32)  # of another network
+  start = Start("mine", variables, {"train": ["seen"], "val": []}, partly=True)
+  scored = []
+
+  def create_scoring(*_):
+    def score(variables, _):
+      scored.append(jax.tree.map(np.array, variables["params"]))
+      return [dict.fromkeys(SCORES, 0.5)]
+
+    return score
+
+  monkeypatch.setattr(mode, "create_model", create_stub)
+  monkeypatch.setattr(mode, "create_scoring", create_scoring)
+  monkeypatch.setattr(mode, "_read_start", lambda *_: start)
+  fields = {"train__start_from": "mine", "train__start_partly": True, "train__image_sizes": (64,)}
+  caplog.set_level("INFO")
+  with compiled_as_by_launch():
+    train(resolved(**fields, train__max_steps=2, optim__learning_rate=1e-12), tmp_path)
+  assert "6 of 7 arrays fit; at random start some or all of: head." in caplog.text
+  assert "Nothing beat" not in caplog.text
+  assert not any(row["step"] == 0 for row in lines(tmp_path) if row["split"] == "val")
+  (found,) = scored
+  np.testing.assert_allclose(found["expand"]["kernel"], variables["params"]["expand"]["kernel"])
+  assert found["head"]["kernel"].shape == (1, 1, 8, 1) and np.any(found["head"]["kernel"])
+  assert "seen" in json.loads((tmp_path / "cases.json").read_text())["before"]
+
+
+def test_nothing_that_fits_is_said():
+  with pytest.raises(InputError, match="no array of those weights fits"):
+    fit({"params": {"a": np.zeros(3)}}, {"params": {"a": np.zeros(2)}, "batch_stats": {}})
 
 
 def test_image_sizes_share_a_run_equally():

@@ -120,15 +120,18 @@ def standardised(x):
   return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(1, 2), keepdims=True) + 1e-5)
 
 
-class BoundaryScore(nn.Module):
-  """Turns a boundary response into logits, so that the mask's own border can supervise it."""
+class BoundaryScores(nn.Module):
+  """Turns boundary responses into logits, so that the mask's own border can supervise them."""
 
   @nn.compact
-  def __call__(self, boundary):
-    """Maps a [B, h, w, 1] response to [B, h, w, 1] float32 logits."""
-    scale = parameter(self, "scale", nn.initializers.ones_init(), ())
-    bias = parameter(self, "bias", nn.initializers.constant(-1.0), ())
-    return scale * boundary.astype(jnp.float32) + bias
+  def __call__(self, responses):
+    """Maps the [B, h, w, 1] responses of several places to [B, h, w, 1] float32 logits."""
+    scale = parameter(self, "scale", nn.initializers.ones_init(), (len(responses),))
+    bias = parameter(self, "bias", nn.initializers.constant(-1.0), (len(responses),))
+    return {
+      place: scale[i] * response.astype(jnp.float32) + bias[i]
+      for i, (place, response) in enumerate(responses.items())
+    }
 
 
 def _last_alone(key, shape, dtype=jnp.float32):

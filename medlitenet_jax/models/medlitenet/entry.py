@@ -17,6 +17,7 @@ PARTS = {  # gates come first: they also lie inside the decoder's stages, and th
   "mixer": ("mixer", "bias_boundary", "fine_return", "fusion"),
   "aspp": ("aspp", "aspp_norm"),
   "decoder": ("decoder1", "decoder2", "decoder3", "decoder4", "head"),
+  "boundaries": ("boundaries",),
   "classes": ("classes",),
 }
 
@@ -97,6 +98,7 @@ _PLACES = {
   "aspp_norm": (3.0, -0.6),
   "classes": (4.5, -0.6),
   "encoder_gate": (4.5, 0.3),
+  "boundaries": (4.5, 1.5),
 }
 _MAIN_PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
 _BRANCHES = (
@@ -106,6 +108,7 @@ _BRANCHES = (
   ("mixer", "fine_return"),
   ("fine_return", "decoder1"),
   ("aspp", "classes"),
+  ("encoder_gate", "boundaries"),
 )
 _DECODER_X = 6.0
 

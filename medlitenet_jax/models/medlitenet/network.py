@@ -26,7 +26,7 @@ from medlitenet_jax.models.medlitenet.attention import CrossScaleMixer, LocalGlo
 from medlitenet_jax.models.medlitenet.boundary import (
   BoundaryGate,
   BoundaryMap,
-  BoundaryScore,
+  BoundaryScores,
   classical_edges,
 )
 
@@ -265,13 +265,10 @@ class MedLiteNet(nn.Module):
       classical_edges(image, self.form) if self.classical_edges else None,
     )
     x = self._decode(x, skips, gated_by, boundaries, train=train)
+    if self.boundary_magnitude and boundaries:
+      outputs["boundaries"] = BoundaryScores(name="boundaries")(boundaries)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **self._common)(x)
     outputs["mask"] = ops.upsample2x(logits, self.form)
-    if self.boundary_magnitude:
-      outputs["boundaries"] = {
-        place: BoundaryScore(name=f"{place}_boundary_score")(boundary)
-        for place, boundary in boundaries.items()
-      }
     return outputs if train else {**outputs, "features": summarised(features[:4])}
 
   @property

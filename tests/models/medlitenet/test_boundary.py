@@ -9,7 +9,7 @@ from medlitenet_jax.models.medlitenet.boundary import (
   START,
   BoundaryGate,
   BoundaryMap,
-  BoundaryScore,
+  BoundaryScores,
   classical_edges,
   laplacian_init,
 )
@@ -174,9 +174,11 @@ def test_edges_join_the_features_in_equation_8(randomise):
 
 
 def test_scores_of_a_boundary_are_a_line():
-  x = normal(2, 3, 4, 1)
-  params = {"scale": np.float32(2), "bias": np.float32(-3)}
-  np.testing.assert_allclose(BoundaryScore().apply({"params": params}, x), 2 * x - 3, rtol=1e-6)
+  first, second = normal(2, 3, 4, 1), normal(2, 6, 8, 1)
+  params = {"scale": np.float32([2, 5]), "bias": np.float32([-3, 1])}
+  found = BoundaryScores().apply({"params": params}, {"a": first, "b": second})
+  np.testing.assert_allclose(found["a"], 2 * first - 3, rtol=1e-6)
+  np.testing.assert_allclose(found["b"], 5 * second + 1, rtol=1e-6)
 
 
 def test_the_gate_only_amplifies_and_at_most_doubles(randomise):
