@@ -182,6 +182,7 @@ def main() -> None:
   process.keep_printing()
   call = parse(sys.argv[1:])
   process.restart_with_allocator()
+  process.set_up_compiler()
   process.collect_garbage_rarely()
   process.set_up_bars()
   logging.basicConfig(format="%(message)s", stream=sys.stdout)

@@ -8,30 +8,34 @@ import numpy as np
 import pytest
 from small_runs import FAST_COMPILATION, scratch
 
+from medlitenet_jax.system.process import set_up_compiler
+
 
 def pytest_configure():
   """Makes the folder that all workers share before they start; compiles fast, not for speed."""
   scratch()
+  set_up_compiler()
   jax.config.update(*FAST_COMPILATION)
 
 
 # The files that take longest, which the processes of `make test` begin with: one of them at the end
 # would leave the other process without work.
 LONG = (
-  "test_launch.py",
-  "test_network.py",
-  "test_safetensors.py",
-  "test_devices.py",
-  "test_native_size.py",
-  "test_kill.py",
   "test_second_network.py",
-  "test_evaluate.py",
-  "test_full_disk.py",
-  "test_predict.py",
-  "test_loop.py",
-  "test_stop.py",
+  "test_network.py",
+  "test_launch.py",
+  "test_ops.py",
+  "test_devices.py",
+  "test_kill.py",
+  "test_native_size.py",
   "test_fold.py",
-  "test_other_systems.py",
+  "test_benchmark.py",
+  "test_gpu_program.py",
+  "test_loop.py",
+  "test_full_disk.py",
+  "test_stop.py",
+  "test_released.py",
+  "test_evaluate.py",
   "test_fuzz.py",
 )
 

@@ -1,4 +1,4 @@
-"""What several test files share: a reduced network, a folder of photographs, a finished run."""
+"""What several test files share: small networks, a folder of photographs, a finished run."""
 
 import atexit
 import contextlib
@@ -13,12 +13,13 @@ from pathlib import Path
 import cv2
 import filelock
 import numpy as np
+import stub_network  # noqa: F401  which registers it
 import warm_start
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = "MEDLITENET_TESTS"  # names the folder to the processes that a call of pytest starts
 
-# A network that compiles in seconds.
+# MedLiteNet with all of its parts, reduced; for what is about MedLiteNet alone.
 MODEL = {
   "encoder_blocks": (1, 1, 1, 1),
   "mixer_layers": 1,
@@ -29,10 +30,16 @@ MODEL = {
   "aspp_dilations": (1, 2),
   "gate_stages": (0, 3),
 }
+REDUCED = {
+  "model.name": "medlitenet",
+  **{f"model.medlitenet.{name}": value for name, value in MODEL.items()},
+}
+# Registers the stub in a process that has imported nothing of the tests.
+REGISTER = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import stub_network\n"
 # 13 cases in batches of 4: validation and checkpoints after batches 3, 6 and 8, the first of them
 # between two updates and within an epoch; the size of the images changes at batch 5.
 FIELDS = {
-  **{f"model.medlitenet.{name}": value for name, value in MODEL.items()},
+  "model.name": "stub",
   "data.source": "synthetic",
   "data.synthetic.num_train": 13,
   "data.synthetic.num_val": 3,
@@ -51,7 +58,7 @@ CHECKPOINT_STEPS = (3, 6, 8)
 
 
 def small_config(**fields):
-  """The recipe with the reduced network and short run, and these fields: `a__b=1` sets a.b."""
+  """The recipe with the stub and a short run, and these fields: `a__b=1` sets a.b."""
   from configs.base import get_config
 
   config = get_config()
@@ -89,32 +96,13 @@ FAST_COMPILATION = ("jax_disable_most_optimizations", True)
 COMPILATION = {"jax_persistent_cache_min_compile_time_secs": 0.5, **dict([FAST_COMPILATION])}
 
 
-def create_stub(_, dtype):
-  """In place of `create_model`: a network of a few parameters, with norm and dropout.
+def create_stub():
+  """The stub, as the small configuration has it."""
+  from medlitenet_jax.models.precision import DTYPES
+  from medlitenet_jax.models.registry import create_model
 
-  In training its logits are not a number where a photograph is white all over.
-  """
-  import flax.linen as nn
-  import jax.numpy as jnp
-
-  from medlitenet_jax.models.forward import normalize
-  from medlitenet_jax.models.layers import Norm, Pointwise, summarised
-
-  class Stub(nn.Module):
-    """Two pixelwise layers."""
-
-    @nn.compact
-    def __call__(self, image, *, train: bool = False):
-      x = Pointwise(8, use_bias=False, dtype=dtype, name="expand")(image)
-      x = Norm("expand", name="expand_norm")(x, train=train)
-      features = nn.silu(x)
-      x = nn.Dropout(0.1, deterministic=not train)(features)
-      x = Pointwise(1, dtype=dtype, name="head")(x)
-      white = jnp.all(image > normalize(jnp.full(3, 254.5)), axis=(1, 2, 3), keepdims=True)
-      outputs = {"mask": x * jnp.where(white & train, jnp.nan, 1).astype(x.dtype)}
-      return outputs if train else {**outputs, "features": summarised([features])}
-
-  return Stub()
+  config = resolved()
+  return create_model(config.model.to_dict(), DTYPES[config.precision])
 
 
 @contextlib.contextmanager
@@ -144,7 +132,7 @@ def arguments(**fields) -> list[str]:
 
 
 def small_arguments(**fields) -> list[str]:
-  """The reduced network and short run, and these fields, as the command line takes them."""
+  """The stub and a short run, and these fields, as the command line takes them."""
   return arguments(**{**FIELDS, **{name.replace("__", "."): v for name, v in fields.items()}})
 
 
@@ -192,11 +180,24 @@ def launch(*args: str, patch: str = "", timeout: int = 300, anew: bool = False, 
 @functools.cache
 def finished_run() -> Path:
   """The workdir of a short run from its first batch to its last; tests must not change it."""
-  workdir = scratch() / "finished"
-  with alone("finished"):
+  return _run_once("finished", small_arguments())
+
+
+@functools.cache
+def medlitenet_run() -> Path:
+  """The same of MedLiteNet, reduced, for three batches of one size, with a trace."""
+  own = {"train.max_steps": 3, "train.image_sizes": (64,), "profile.start_step": 1}
+  # The library's form compiles fastest; that all forms agree is tested elsewhere.
+  fields = small_arguments(**REDUCED, **own, profile__num_steps=1, model__form="library")
+  return _run_once("medlitenet", fields, anew=True)  # a fork is not to be profiled
+
+
+def _run_once(name: str, fields: list[str], **how) -> Path:
+  """The workdir of a run that one process makes and all use."""
+  workdir = scratch() / name
+  with alone(name):
     if not (workdir / "figures").exists():
-      fields = small_arguments(profile__start_step=2, profile__num_steps=1)
-      done = launch(*fields, f"--workdir={workdir}", anew=True)  # a fork is not to be profiled
+      done = launch(*fields, f"--workdir={workdir}", **how)
       assert done.returncode == 0, done.stderr
   return workdir
 

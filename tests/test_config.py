@@ -8,8 +8,9 @@ import json
 import os
 
 import pytest
+import small_runs
 from ml_collections import ConfigDict
-from small_runs import MODEL, ROOT, resolved, small_config
+from small_runs import MODEL, REDUCED, ROOT
 
 from configs.base import get_config
 from medlitenet_jax import config as config_lib
@@ -26,6 +27,12 @@ from medlitenet_jax.system.errors import InputError
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 PACKAGE = ROOT / "medlitenet_jax"
+small_config = functools.partial(small_runs.small_config, **REDUCED)
+
+
+def resolved(**fields):
+  """The small configuration of MedLiteNet with these fields, resolved for the CPU."""
+  return resolve(small_config(**fields), "cpu")
 
 
 def with_fields(config, **fields):

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from small_runs import (
+  REDUCED,
   ROOT,
   arguments,
   contents,
@@ -128,9 +129,9 @@ def bad_inputs():
       (str(finished), "config.optim.learning_rate", "0.25"),
     ),
     "another_network": (
-      small_arguments(model__medlitenet__mixer_layers=2),
+      small_arguments(model__variant="wide"),
       finished,
-      (str(finished), "config.model.medlitenet.mixer_layers"),
+      (str(finished), "config.model.stub.width"),
     ),
     "occupied": (small_arguments(), occupied, (str(occupied), "--workdir")),
     "under_a_file": (small_arguments(), occupied / "notes.txt" / "run", ("notes.txt",)),
@@ -148,9 +149,9 @@ def bad_inputs():
       (str(finished), "--config"),
     ),
     "changed_network": (
-      (*evaluate, *arguments(model__medlitenet__mixer_layers=2)),
+      (*evaluate, *arguments(model__variant="wide")),
       finished,
-      ("config.model.medlitenet.mixer_layers",),
+      ("config.model.variant",),
     ),
     "no_threshold": (
       (*evaluate, *arguments(eval__threshold=1.5)),
@@ -335,18 +336,11 @@ def test_evaluate_takes_split_and_size_and_leaves_the_rest_of_the_run_alone(tmp_
 
 
 def test_describe_prints_the_parts_and_draws_them(tmp_path):
-  fields_first = (*small_arguments(), "--config=configs/base.py")
+  fields_first = (*small_arguments(**REDUCED), "--config=configs/base.py")
   done = launch("--mode=describe", f"--output={tmp_path}", *fields_first)
   assert done.returncode == 0, done.stderr
   assert "encoder/stage4" in done.stdout and "total" in done.stdout
   assert cv2.imread(str(tmp_path / "architecture.png")) is not None
-
-
-def test_preview_draws_the_augmentations_and_the_preprocessing(tmp_path):
-  done = launch("--mode=preview", f"--output={tmp_path}", *small_arguments())
-  assert done.returncode == 0, done.stderr
-  for name in ("augmentations.png", "preprocessing.png"):
-    assert cv2.imread(str(tmp_path / name)) is not None and name in done.stdout
 
 
 def test_benchmark_is_of_the_recipe_or_of_a_trained_run(tmp_path):
@@ -390,10 +384,9 @@ def test_bars_do_not_fill_a_log():
     "  print('interval', tqdm(total=1).mininterval)\n"
     "atexit.register(say)\n"
   )
-  assert "interval 10.0" in launch("--mode=describe", patch=patch, anew=True).stdout
-  assert (
-    "interval 3.0" in launch("--mode=describe", patch=patch, anew=True, TQDM_MININTERVAL="3").stdout
-  )
+  wrong = ("--mode=predict", "--input=nowhere")
+  assert "interval 10.0" in launch(*wrong, patch=patch, anew=True).stdout
+  assert "interval 3.0" in launch(*wrong, patch=patch, anew=True, TQDM_MININTERVAL="3").stdout
 
 
 def test_too_little_memory_of_a_device_is_one_line(tmp_path):
@@ -412,7 +405,9 @@ def test_too_little_memory_of_a_device_is_one_line(tmp_path):
 
 
 def test_what_is_set_before_jax_starts_is_noted_and_can_be_switched_off(tmp_path):
-  fields = ("--mode=preview", f"--output={tmp_path}", *small_arguments())
+  """On the way the augmentations and the preprocessing are drawn."""
+  drawn = arguments(data__source="synthetic", train__image_sizes=(64,))
+  fields = ("--mode=preview", f"--output={tmp_path}", *drawn)
   set_by_user = {
     "GLIBC_TUNABLES": "",
     "JAX_COMPILATION_CACHE_DIR": "",
@@ -422,10 +417,13 @@ def test_what_is_set_before_jax_starts_is_noted_and_can_be_switched_off(tmp_path
     done = launch(*fields, anew=True, **variables)
     assert done.returncode == 0, done.stderr
     assert "GLIBC_TUNABLES" not in done.stdout + done.stderr
+    for name in ("augmentations.png", "preprocessing.png"):
+      assert cv2.imread(str(tmp_path / name)) is not None and name in done.stdout
   lines = (tmp_path / "starts.jsonl").read_text().splitlines()
   own, users = map(json.loads, lines)
   tunables = own["environment"].get("GLIBC_TUNABLES", "")
   assert tunables.startswith("glibc.malloc.hugetlb=1:") or sys.platform != "linux"
+  assert "fusion_emitters=false" in own["environment"].get("XLA_FLAGS", "fusion_emitters=false")
   assert own["compilation_cache"] == str(scratch() / "medlitenet_jax" / "xla")
   assert users["compilation_cache"] == "" and users["environment"].items() >= set_by_user.items()
   assert f"--mode=preview --output={tmp_path}" in users["command"]

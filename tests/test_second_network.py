@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from compare_runs import lines, without_speed
-from small_runs import FIELDS, ROOT, arguments, draw_case, finished_run, launch, scratch
+from small_runs import FIELDS, ROOT, arguments, draw_case, launch, medlitenet_run, scratch
 
 SIZE = 48
 RUN = {
@@ -64,7 +64,7 @@ def used() -> dict:
   (folder / "in").mkdir(parents=True)
   for number, size in enumerate(((70, 90), (48, 48))):
     cv2.imwrite(str(folder / "in" / f"p{number}.png"), draw_case(number, *size)[0][..., ::-1])
-  members = f"('{workdir}','{finished_run()}')"
+  members = f"('{workdir}','{medlitenet_run()}')"
   ensemble = str(ROOT / "configs" / "ensemble.py")
   benchmark = {"benchmark.rounds": 1, "train.batch_size": 2, "benchmark.compare_plain": False}
   synthetic = {name: value for name, value in RUN.items() if name.startswith("data.")}
@@ -122,7 +122,7 @@ def test_it_is_evaluated_by_six_views_and_in_an_ensemble():
   summary = used()["folder"] / "ensemble" / "eval" / "test" / "summary.json"
   joined = json.loads(summary.read_text())["protocol"]
   assert [member["model"] for member in joined["members"]] == ["guest", "medlitenet"]
-  assert joined["network_size"] == 96
+  assert joined["network_size"] == 64
 
 
 def test_it_predicts_and_its_exported_weights_predict_the_same():

@@ -31,6 +31,7 @@ LOCK = threading.Lock()  # each start looks after all that have ended; two threa
 if PRELOADED in os.environ:  # the process that is forked; not the tests that import this file
   for _mode in MODES:
     importlib.import_module(f"medlitenet_jax.modes.{_mode}")
+  importlib.import_module("stub_network")
 
 
 @functools.cache

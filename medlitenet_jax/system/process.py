@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.metadata
 import io
 import os
 import sys
@@ -32,6 +33,16 @@ def restart_with_allocator() -> None:
     os.environ["GLIBC_TUNABLES"] = ALLOCATOR
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def set_up_compiler() -> None:
+  """Has XLA compile for a CPU with its older emitters: in half the time, to programs as fast.
+
+  XLA_FLAGS of the user's own are left as they are. To be called before JAX compiles anything. Later
+  versions of jaxlib have these emitters no more, and end a process that names an unknown option.
+  """
+  if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
 def set_up_bars() -> None:

@@ -111,7 +111,7 @@ def test_training_decodes_a_case_once_if_it_may_be_kept(cache_gib):
       return super().__getitem__(index)
 
   source = Recorded(seed=0, first=0, count=8, image_size=40)
-  take(create_run(config, create_stub(None, np.float32), source).batches, 6)
+  take(create_run(config, create_stub(), source).batches, 6)
   if cache_gib:
     assert sorted(read) == list(range(8))
   else:

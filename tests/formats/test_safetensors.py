@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_runs import (
+  REGISTER,
   ROOT,
   contents,
   draw_case,
@@ -140,6 +141,7 @@ class Missing:
     if name.split(".")[0] in ("orbax", "grain", "tensorflow_datasets", "array_record"):
       raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
+{REGISTER}
 import cv2
 import medlitenet_jax
 segment = medlitenet_jax.load({str(exported / "finished.safetensors")!r})
@@ -241,7 +243,7 @@ def with_model(change):
 
   def act(tensors, metadata):
     config = json.loads(metadata["config"])
-    change(config["model"], config["model"]["medlitenet"])
+    change(config["model"], config["model"]["stub"])
     metadata["config"] = json.dumps(config)
 
   return act
@@ -255,9 +257,8 @@ def test_a_field_that_the_file_lacks_has_the_modules_default(exported, tmp_path)
 
 
 def test_a_variant_that_has_changed_since_leaves_the_file_as_it_is(exported, tmp_path, monkeypatch):
-  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("contrast_attention")))
-  variant = registry.NETWORKS["medlitenet"].variants["base"]
-  monkeypatch.setitem(variant, "contrast_attention", True)
+  path = changed(exported, tmp_path, with_model(lambda model, own: own.pop("classes")))
+  monkeypatch.setitem(registry.NETWORKS["stub"].variants["base"], "classes", 2)
   weights, before = (read_weights(p) for p in (path, exported / "finished.safetensors"))
   assert weights.config.model == before.config.model
   jax.tree.map(np.testing.assert_array_equal, weights.variables, before.variables)
@@ -266,7 +267,7 @@ def test_a_variant_that_has_changed_since_leaves_the_file_as_it_is(exported, tmp
 @pytest.mark.parametrize(
   ("change", "says"),
   [
-    (lambda model, own: own.update(windows=3), r"config\.model\.medlitenet\.windows"),
+    (lambda model, own: own.update(windows=3), r"config\.model\.stub\.windows"),
     (lambda model, own: model.update(windows=3), r"config\.model\.windows"),
     (lambda model, own: model.update(name="other"), r"'other' is not one of"),
   ],
@@ -379,9 +380,9 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
     [row["loss"] for row in read_metrics(folder) if row["split"] == "train"]
     for folder in (finished_run(), workdir)
   )
-  assert tuned[0] < 0.9 * first[0] and np.mean(tuned) < 0.9 * np.mean(first)
+  assert tuned[0] < 0.95 * first[0] and np.mean(tuned) < 0.95 * np.mean(first)
   content = json.loads((workdir / "cases.json").read_text())
   assert content["before"] == content["train"] and len(content["val"]) == 3
-  other = {"train__start_from": file, "model__medlitenet__mixer_dim": 64}
+  other = {"train__start_from": file, "model__variant": "wide"}
   done = launch(*small_arguments(**other), f"--workdir={tmp_path / 'other'}")
-  assert done.returncode == 2 and "config.model.medlitenet.mixer_dim=32, and this" in done.stderr
+  assert done.returncode == 2 and "config.model.stub.width=8, and this" in done.stderr

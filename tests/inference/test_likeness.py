@@ -7,7 +7,6 @@ from small_runs import create_stub, resolved
 
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.inference import likeness as fitting
-from medlitenet_jax.inference import networks
 from medlitenet_jax.inference.likeness import fit_to_data
 from medlitenet_jax.inference.networks import (
   Network,
@@ -32,13 +31,9 @@ def config_of(num_train=180, num_val=20):
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained():
   """A network of a few parameters, as it was drawn."""
-  for module in (fitting, networks):
-    monkeypatch.setattr(module, "create_model", create_stub)
-  variables = create_stub(None, np.float32).init(
-    jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32)
-  )
+  variables = create_stub().init(jax.random.key(0), np.zeros((1, SIDE, SIDE, 3), np.float32))
   return Trained(config_of(), variables, {"network_size": SIDE}, {"train": [], "val": []})
 
 
@@ -50,7 +45,7 @@ def test_it_is_fitted_to_the_data_and_goes_with_the_network(trained):
   config = config_of()
   fitted = fit_to_data(trained, config)
   seen = np.concatenate([drawn(config.seed, 0, 180), drawn(config.seed, 1_000_000, 20)])
-  features = look(create_stub(None, np.float32), trained.variables, seen)["features"]
+  features = look(create_stub(), trained.variables, seen)["features"]
   np.testing.assert_allclose(fitted.mean, features.mean(0), rtol=1e-3, atol=1e-4)
 
   network = create_network(trained._replace(likeness=fitted), config)
@@ -76,7 +71,7 @@ def test_too_few_photographs_and_a_network_without_features_are_refused(trained,
   with pytest.raises(fitting.InputError, match="has 199 photographs in train and val, not 200"):
     fit_to_data(trained, config_of(150, 49))
   monkeypatch.setattr(fitting, "look", lambda *_: {"probs": np.zeros((1, SIDE, SIDE))})
-  with pytest.raises(fitting.InputError, match="medlitenet returns no features"):
+  with pytest.raises(fitting.InputError, match="stub returns no features"):
     fit_to_data(trained, config_of())
 
 

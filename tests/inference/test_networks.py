@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small_runs import compiled_as_by_launch, finished_run, network_of, resolved
+from small_runs import REDUCED, compiled_as_by_launch, finished_run, network_of, resolved
 
 from medlitenet_jax.inference import networks as networks_module
 from medlitenet_jax.inference.networks import Network, create_network, create_predict, precision_of
@@ -14,6 +14,7 @@ from medlitenet_jax.inference.trained import Trained, open_trained
 from medlitenet_jax.models import ops
 from medlitenet_jax.models.forward import lesion_probs, look, normalize
 from medlitenet_jax.models.registry import create_model
+from medlitenet_jax.models.structure import inspect_model
 
 
 def photographs(count=2, size=96):
@@ -44,12 +45,12 @@ def test_it_is_compiled_once_for_a_size_whatever_runs_it(monkeypatch):
         predict({96: image})
 
 
-def test_the_boundary_is_that_of_the_last_of_the_finest_maps():
+def test_the_boundary_is_that_of_the_last_of_the_finest_maps(randomise):
   fields = {"model__medlitenet__boundary_magnitude": True}
-  config = resolved(eval__image_size=64, **fields)
+  config = resolved(**REDUCED, eval__image_size=64, **fields)
   model = create_model(config.model.to_dict(), jnp.float32)
   image = photographs(size=64)
-  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  variables = randomise(inspect_model(model, 64).shapes)
   trained = Trained(config, variables, {}, {"train": [], "val": []})
   maps = create_predict([create_network(trained, config)], "six")({64: image})
   logits = jax.jit(model.apply)(variables, normalize(image))["boundaries"]

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from small_runs import ROOT, copy_of_run, finished_run
+from small_runs import REGISTER, ROOT, copy_of_run, finished_run
 
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.trained import open_trained
@@ -104,7 +104,7 @@ def test_a_run_that_does_not_say_what_it_saw_is_refused(tmp_path, damage):
 
 def test_a_file_is_opened_without_orbax_and_a_run_with_it():
   script = f"""
-import sys
+{REGISTER}
 from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.modes import predict
 open_trained("base")

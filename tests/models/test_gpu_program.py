@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import resolved
+from small_runs import REDUCED, resolved
 
 from medlitenet_jax.data.augment.on_device import pack_view
 from medlitenet_jax.data.augment.policy import AugmentPolicy
@@ -80,7 +80,7 @@ def photographs():
 @functools.cache
 def train_program(precision):
   """The lowered step of the reduced network, and the shapes of its state."""
-  config = resolved(precision=precision, **{"data.augment_on": "device", "model.form": "gpu"})
+  config = resolved(**REDUCED, precision=precision, data__augment_on="device", model__form="gpu")
   model = create_model(config.model.to_dict(), DTYPES[precision])
   state = jax.eval_shape(create_initialise(config, model, SIZE))
   policy = AugmentPolicy(**config.augment)
@@ -94,7 +94,7 @@ def train_program(precision):
 
 @functools.cache
 def forward_program(precision):
-  config = resolved(precision=precision, **{"model.form": "gpu"})
+  config = resolved(**REDUCED, precision=precision, model__form="gpu")
   model = create_model(config.model.to_dict(), DTYPES[precision])
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
   variables = jax.eval_shape(
@@ -171,7 +171,7 @@ def test_the_state_is_donated(precision):
 
 def test_a_platforms_program_has_no_depthwise_convolution_of_the_library():
   """And the GPU's has the library's for the stem, which the CPU's has not."""
-  config = resolved()
+  config = resolved(**REDUCED)
   blank = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
 
   def groups(form, platform):

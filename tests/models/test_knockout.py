@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import resolved
+from small_runs import REDUCED, resolved
 
 from medlitenet_jax.inference.knockout import create_silenced, network_knockouts
 from medlitenet_jax.models.forward import lesion_probs
@@ -20,7 +20,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def network():
   """Model, random variables, photographs, and the maps and figures of every knock-out by name."""
-  fields = resolved(model__medlitenet__mixer_layers=2).model.to_dict()
+  fields = resolved(**REDUCED, model__medlitenet__mixer_layers=2).model.to_dict()
   model = create_model(fields, jnp.float32)
   rng = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from small_runs import arguments, finished_run, launch
+from small_runs import arguments, launch, medlitenet_run
 
 from medlitenet_jax.training.log import read_metrics
 
@@ -14,7 +14,7 @@ from medlitenet_jax.training.log import read_metrics
 def knocked(tmp_path_factory):
   """What the command printed, and the folder that it wrote."""
   output = tmp_path_factory.mktemp("knockout") / "out"
-  flags = ("--mode=knockout", f"--workdir={finished_run()}", f"--output={output}")
+  flags = ("--mode=knockout", f"--workdir={medlitenet_run()}", f"--output={output}")
   done = launch(*flags, *arguments(eval__split="val"))
   assert done.returncode == 0, done.stderr
   return done, output
@@ -34,7 +34,7 @@ def test_every_part_has_a_change_with_its_interval(knocked):
 
 def test_the_whole_network_scores_what_training_selected_it_by(knocked):
   found = json.loads((knocked[1] / "knockout.json").read_text())
-  best = max(row["dice"] for row in read_metrics(finished_run()) if row["split"] == "val")
+  best = max(row["dice"] for row in read_metrics(medlitenet_run()) if row["split"] == "val")
   assert found["dice"] == pytest.approx(best, abs=1e-6)
   assert found["cases_selected_by"] == 3
 

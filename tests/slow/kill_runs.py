@@ -25,9 +25,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import small_runs
-from small_runs import compiled_as_by_launch, create_stub, resolved
+from small_runs import REDUCED, compiled_as_by_launch, resolved
 
 from medlitenet_jax.modes import train
+from medlitenet_jax.system.process import set_up_compiler
 from medlitenet_jax.system.stop import Stopped
 from medlitenet_jax.training import checkpoint, log
 from medlitenet_jax.training.checkpoint import Checkpoints
@@ -89,7 +90,7 @@ def die_at(instant: str, delay: float) -> None:
     log.MetricsLog.write = write
 
 
-def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 0.0):
+def fork(config, workdir: Path, instant: str = "", delay: float = 0.0):
   """Starts a run in a process of its own.
 
   Returns:
@@ -105,8 +106,6 @@ def fork(config, workdir: Path, network: str, instant: str = "", delay: float = 
     output = os.open(workdir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if network == "stub":
-      train.create_model = create_stub
     original = log.MetricsLog.__init__
 
     def begin(*args, **kwargs):
@@ -180,16 +179,18 @@ def main() -> int:
   parser.add_argument("--network", choices=("stub", "reduced"), default="stub")
   parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float16")
   asked = parser.parse_args()
+  set_up_compiler()
   rng = random.Random(asked.seed)
   scratch = Path(tempfile.mkdtemp(prefix="kill_runs_"))
   small_runs.scratch()  # made before the first fork: all runs use what the first has compiled
-  config = resolved(precision=asked.precision, train__max_steps=STEPS)
+  network = REDUCED if asked.network == "reduced" else {}
+  config = resolved(**network, precision=asked.precision, train__max_steps=STEPS)
 
   straight = scratch / "straight"
   for _ in range(2):  # the second finds the programs compiled, and tells how long a run takes
     shutil.rmtree(straight, ignore_errors=True)
     begun = time.monotonic()
-    pid, pipe = fork(config, straight, asked.network)
+    pid, pipe = fork(config, straight)
     os.read(pipe, 1)
     loop = time.monotonic()
     if wait(pid):
@@ -206,7 +207,7 @@ def main() -> int:
     order = order or rng.sample(INSTANTS, len(INSTANTS))
     instant = order.pop() if deaths.total() < asked.kills else "none"
     delay = rng.random()
-    pid, pipe = fork(config, workdir, asked.network, instant, 0.3 * delay)
+    pid, pipe = fork(config, workdir, instant, 0.3 * delay)
     if instant in ("loop", "term"):
       os.read(pipe, 1)
       time.sleep(delay * duration)

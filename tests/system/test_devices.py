@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from small_runs import ROOT, launch, scratch, small_arguments
+from small_runs import launch, scratch, small_arguments
 
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
@@ -20,7 +21,7 @@ from medlitenet_jax.training.checkpoint import Checkpoints
 
 EIGHT = "--xla_force_host_platform_device_count=8"
 STEPS, KEPT = 20, 15
-# A network of a few parameters: that each operation can be shared out is tested by itself.
+# Of the stub: that each operation can be shared out is tested by itself.
 FIELDS = {
   "train.max_steps": STEPS,
   "train.batch_size": 8,
@@ -30,15 +31,11 @@ FIELDS = {
   "data.synthetic.num_train": 40,  # an epoch is 5 batches
   "data.synthetic.num_val": 5,
   "eval.batch_size": 5,  # neither shares out equally nor divides the 6 cases of test
-  "model.name": "stub",
 }
-# Registers that network, and sets a run of one process aside as it is after `KEPT` batches.
+# Sets a run of one process aside as it is after `KEPT` batches.
 PATCH = f"""
 import shutil
-import sys
 import jax
-sys.path.insert(0, {str(ROOT / "tests")!r})
-import stub_network
 from medlitenet_jax.training import optim
 from medlitenet_jax.training.checkpoint import Checkpoints
 original = Checkpoints.save
@@ -54,7 +51,9 @@ Checkpoints.save = save
 
 def start(*args, count=1, processes=1):
   """Runs `launch.py` on a number of devices in a number of processes; returns the first's end."""
-  flags = f"--xla_force_host_platform_device_count={count // processes}"
+  flags = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count // processes}"
+  )
   command = (*small_arguments(**FIELDS), *args) if "--mode=evaluate" not in args else args
   if processes == 1:
     done = [launch(*command, patch=PATCH, XLA_FLAGS=flags)]
@@ -166,7 +165,7 @@ def test_only_the_first_process_keeps_a_log():
 
 def test_batch_that_devices_cannot_share_is_refused(tmp_path):
   done = launch(
-    *small_arguments(**FIELDS | {"train.batch_size": 12, "model.name": "medlitenet"}),
+    *small_arguments(**FIELDS | {"train.batch_size": 12}),
     f"--workdir={tmp_path / 'run'}",
     XLA_FLAGS=EIGHT,
   )

@@ -8,24 +8,19 @@ import time
 
 import pytest
 from compare_runs import assert_identical, saved_state, without_speed
-from small_runs import ROOT, compiled_as_by_launch, create_stub, launch, resolved, small_arguments
+from small_runs import compiled_as_by_launch, launch, resolved, small_arguments
 
 from medlitenet_jax.inference import validation
-from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.system.stop import Stopped
 from medlitenet_jax.training import log
 from medlitenet_jax.training.checkpoint import Checkpoints
 from medlitenet_jax.training.layout import whole_steps
 
-# Lets the launcher train the stub, and sends this process signals after batch 4.
-SIGNALS = f"""
-import os, signal, sys, time
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from small_runs import create_stub
-from medlitenet_jax.modes import train
+# Sends this process signals after batch 4.
+SIGNALS = """
+import os, signal, time
 from medlitenet_jax.training import log
-train.create_model = create_stub
 original = log.MetricsLog.write
 def write(self, *, step, **kwargs):
   original(self, step=step, **kwargs)
@@ -37,8 +32,7 @@ log.MetricsLog.write = write
 
 
 @pytest.fixture(autouse=True)
-def stub(monkeypatch):
-  monkeypatch.setattr(mode, "create_model", create_stub)
+def compiled():
   with compiled_as_by_launch():
     yield
 
@@ -46,8 +40,7 @@ def stub(monkeypatch):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("stop") / "straight"
-  with pytest.MonkeyPatch.context() as patch, compiled_as_by_launch():
-    patch.setattr(mode, "create_model", create_stub)
+  with compiled_as_by_launch():
     train(resolved(), workdir)
   return workdir
 

@@ -4,10 +4,9 @@ import cv2
 import numpy as np
 import pytest
 from compare_runs import flat, saved_state
-from small_runs import compiled_as_by_launch, create_stub, resolved, write_case, write_splits
+from small_runs import compiled_as_by_launch, resolved, write_case, write_splits
 
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.layout import whole_steps
@@ -18,8 +17,7 @@ LEARNED = ("params", "batch_stats", "ema_params", "ema_batch_stats", "opt_state"
 
 
 @pytest.fixture(autouse=True)
-def stub(monkeypatch):
-  monkeypatch.setattr(mode, "create_model", create_stub)
+def compiled():
   with compiled_as_by_launch():
     yield
 

@@ -3,9 +3,8 @@
 import logging
 
 import pytest
-from small_runs import compiled_as_by_launch, contents, create_stub, resolved
+from small_runs import compiled_as_by_launch, contents, resolved
 
-from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.system import limits
 from medlitenet_jax.system.errors import InputError
@@ -13,8 +12,7 @@ from medlitenet_jax.training.layout import whole_steps
 
 
 @pytest.fixture(autouse=True)
-def stub(monkeypatch):
-  monkeypatch.setattr(mode, "create_model", create_stub)
+def compiled():
   with compiled_as_by_launch():
     yield
 

@@ -26,7 +26,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def fields(folder, classes=2, weight=0.5, column="kind"):
+def fields(folder, variant="classes", weight=0.5, column="kind"):
   return small_arguments(
     data__source="folder",
     data__root=folder,
@@ -34,7 +34,7 @@ def fields(folder, classes=2, weight=0.5, column="kind"):
     train__max_steps=4,
     train__image_sizes="(64,)",
     loss__classes__weight=weight,
-    model__medlitenet__classes=classes,
+    model__variant=variant,
   )
 
 
@@ -57,8 +57,8 @@ def test_the_log_says_how_well_classes_are_told_apart(folder):
 @pytest.mark.parametrize(
   ("given", "said"),
   [
-    ({"classes": 0}, "has 2 classes (burn, mole), but the network has none; set"),
-    ({"classes": 3}, "but the network has 3; set config.model.medlitenet.classes=2"),
+    ({"variant": "base"}, "has 2 classes (burn, mole), but the network has none; set"),
+    ({"variant": "three"}, "but the network has 3; set config.model.stub.classes=2"),
     ({"weight": 0}, "classes are learned with all three, so set all or none"),
     ({"column": ""}, "classes are learned with all three, so set all or none"),
   ],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from compare_runs import assert_identical, saved_state, without_speed
-from small_runs import compiled_as_by_launch, create_stub, resolved
+from small_runs import compiled_as_by_launch, resolved
 
 from medlitenet_jax.data.sources import create_source
 from medlitenet_jax.modes import train as mode
@@ -16,10 +16,9 @@ from medlitenet_jax.training.run import create_plan, create_train_batches
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(tmp_path):
   """Of a folder of photographs that the stub learns from, one batch read at a time."""
   prepare(resolved(data__root=str(tmp_path / "photographs")))
-  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield resolved(
       data__source="folder",

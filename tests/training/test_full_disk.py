@@ -7,18 +7,8 @@ from pathlib import Path
 import pytest
 from compare_runs import assert_identical, saved_state
 from matplotlib.figure import Figure
-from small_runs import (
-  ROOT,
-  compiled_as_by_launch,
-  contents,
-  create_stub,
-  finished_run,
-  launch,
-  resolved,
-  small_arguments,
-)
+from small_runs import compiled_as_by_launch, contents, launch, resolved, small_arguments
 
-from medlitenet_jax.modes import train as mode
 from medlitenet_jax.modes.train import train
 from medlitenet_jax.pages.figures import save_figure
 from medlitenet_jax.system.files import replace_file
@@ -26,17 +16,8 @@ from medlitenet_jax.system.tables import append_csv
 from medlitenet_jax.training.layout import whole_steps
 from medlitenet_jax.training.log import MetricsLog, read_metrics
 
-STUB = f"""
-import errno
-import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from small_runs import create_stub
-from medlitenet_jax.modes import train
-from medlitenet_jax.training import log
-train.create_model = create_stub
-"""
 # From batch 5 on no file may grow past a size that a log stays under and a checkpoint does not. The
-# save after batch 6 has failed when batch 7 is done. This network has so many arrays that libraries
+# save after batch 6 has failed when batch 7 is done. This variant has so many arrays that libraries
 # would print a traceback for each of many.
 NO_ROOM = """
 import resource, time
@@ -51,9 +32,7 @@ def write(self, *, step, split, **kwargs):
 log.MetricsLog.write = write
 """
 # Root may write anywhere, unless it gives that up.
-NOT_ROOT = (
-  STUB
-  + """
+NOT_ROOT = """
 import ctypes
 class Header(ctypes.Structure):
   _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
@@ -66,14 +45,13 @@ for name in ("effective", "permitted"):
   setattr(sets[0], name, getattr(sets[0], name) & ~0b110)
 assert libc.capset(ctypes.byref(header), sets) == 0
 """
-)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and devices of Linux")
 
 
 @pytest.fixture
-def go_on(monkeypatch):
-  """Trains the stub in this process, where that costs less."""
+def go_on():
+  """Trains in this process, where that costs less."""
 
   def run(workdir, **fields):
     train(resolved(**fields), workdir)
@@ -81,7 +59,6 @@ def go_on(monkeypatch):
     last = fields.get("train__max_steps", 8)
     assert steps == list(range(1, last + 1)) and whole_steps(workdir)[-1] == last
 
-  monkeypatch.setattr(mode, "create_model", create_stub)
   with compiled_as_by_launch():
     yield run
 
@@ -99,14 +76,15 @@ def refused(*args, patch):
 @linux
 def test_a_checkpoint_without_room_ends_the_run_and_room_lets_it_go_on(tmp_path):
   workdir = tmp_path / "run"
-  finished_run()  # whose compiled programs this one can use
-  line = refused(*small_arguments(), f"--workdir={workdir}", patch=NO_ROOM)
+  arguments = small_arguments(model__variant="many")
+  line = refused(*arguments, f"--workdir={workdir}", patch=NO_ROOM)
   assert str(workdir / "checkpoints") in line and "cannot be written" in line
   assert "newest whole one is after batch 3" in line and whole_steps(workdir) == [3]
   steps = [row["step"] for row in read_metrics(workdir) if row["split"] == "train"]
   assert steps == list(range(1, 8))  # told at the next batch, not at the next save
-  assert launch(*small_arguments(), f"--workdir={workdir}").returncode == 0
-  assert_identical(saved_state(workdir, 8), saved_state(finished_run(), 8))
+  assert launch(*arguments, f"--workdir={workdir}").returncode == 0
+  assert launch(*arguments, f"--workdir={tmp_path / 'straight'}").returncode == 0
+  assert_identical(saved_state(workdir, 8), saved_state(tmp_path / "straight", 8))
 
 
 @linux

@@ -58,7 +58,7 @@ def test_nothing_is_read_until_a_repetition_is_asked_for():
 
 def test_an_epoch_holds_the_repetitions_as_other_views():
   config = resolved(train__low_contrast_repeats=2, train__batch_size=16, train__image_sizes=(64,))
-  run = create_run(config, create_stub(None, np.float32), Discs())
+  run = create_run(config, create_stub(), Discs())
   assert run.plan.num_cases == 16
   batch = next(run.batches)
   twice = [name for name in set(batch["case_id"]) if batch["case_id"].count(name) == 2]

@@ -80,14 +80,14 @@ def test_a_start_that_was_killed_at_once_is_started_again(tmp_path):
 def test_every_changed_field_is_named_and_a_meaningless_change_refused(tmp_path):
   workdir = started(tmp_path)
   before = contents(workdir)
-  changes = {"optim__learning_rate": 0.25, "seed": 7, "model__medlitenet__mixer_layers": 2}
+  changes = {"optim__learning_rate": 0.25, "seed": 7, "model__variant": "wide"}
   for force in (False, True):
     with pytest.raises(InputError) as error, opened(workdir, force=force, **changes):
       pass
     text = str(error.value)
-    for part in ("learning_rate=0.25 (was 0.005)", "seed=7 (was 0)", "mixer_layers=2 (was 1)"):
+    for part in ("learning_rate=0.25 (was 0.005)", "seed=7 (was 0)", "width=12 (was 8)"):
       assert f"{part}" in text
-    assert "config.model.medlitenet.mixer_layers, config.seed cannot change" in text
+    assert "config.model.stub.width, config.model.variant, config.seed cannot change" in text
     assert contents(workdir) == before
 
 
@@ -129,7 +129,7 @@ def test_the_size_that_follows_the_last_one_of_training_is_told_how_to_stay(tmp_
 def test_fields_that_force_may_change_leave_the_state_and_the_cases_alone():
   names = [field for field, _ in flatten(resolved())]
   forced = {name for name in names if field_of(name).resume == FORCE_ONLY}
-  assert {"optim.learning_rate", "loss.dice.weight", "model.medlitenet.dropout"} <= forced
+  assert {"optim.learning_rate", "loss.dice.weight", "model.stub.dropout"} <= forced
   for field in ("seed", "precision", "optim.accumulation", "train.batch_size", "eval.image_size"):
     assert field not in forced
   assert not [name for name in forced if name.startswith(("preprocess.", "data.synthetic"))]
