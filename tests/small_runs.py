@@ -149,7 +149,9 @@ def launch(*args: str, patch: str = "", timeout: int = 300, anew: bool = False, 
   """
   script = str(ROOT / "launch.py")
   usual = {
-    **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GLIBC_TUNABLES")},
+    **{
+      k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GLIBC_TUNABLES", "XLA_FLAGS")
+    },
     "XDG_CACHE_HOME": str(scratch()),
     **{name.upper(): str(value) for name, value in COMPILATION.items()},
   }
