@@ -152,6 +152,8 @@ def _refuse_unfit_classes(config: ConfigDict) -> None:
 def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
   """The weights that a new run starts from; a run with a checkpoint no longer needs them."""
   name = config.train.start_from
+  if config.train.start_partly and not name:
+    raise InputError("config.train.start_partly: set config.train.start_from, or leave this False")
   if not name or whole_steps(workdir):
     return None
   weights = read_weights(find_weights(name))

@@ -36,7 +36,7 @@ def restart_with_allocator() -> None:
 
 
 def set_up_compiler() -> None:
-  """Has XLA compile for a CPU with its older emitters: in half the time, to programs as fast.
+  """Has XLA compile for a CPU with its older emitters: in less time, to programs as fast.
 
   XLA_FLAGS of the user's own are left as they are. To be called before JAX compiles anything. Later
   versions of jaxlib have these emitters no more, and end a process that names an unknown option.

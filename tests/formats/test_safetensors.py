@@ -363,14 +363,16 @@ def test_a_run_that_starts_from_a_file_has_its_network_and_its_average(exported)
     jax.tree.map(np.testing.assert_array_equal, found, weights.variables)
 
 
-def test_training_goes_on_from_a_file(exported, tmp_path):
-  file = exported / "finished.safetensors"
-  workdir = tmp_path / "tuned"
-  # All else as in the finished run, whose programs are compiled.
+def test_training_goes_on_from_a_file(tmp_path):
+  source, workdir, file = (tmp_path / name for name in ("run", "tuned", "run.safetensors"))
+  fast = small_arguments(optim__learning_rate=0.05)  # so that eight batches teach something
+  for arguments in ((*fast,), ("--mode=export", f"--output={tmp_path}")):
+    done = launch(*arguments, f"--workdir={source}")
+    assert done.returncode == 0, done.stderr
   done = launch(*small_arguments(train__start_from=file), f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
   scores = [row for row in read_metrics(workdir) if row["split"] == "val"]
-  finished = [row for row in read_metrics(finished_run()) if row["split"] == "val"]
+  finished = [row for row in read_metrics(source) if row["split"] == "val"]
   assert [row["step"] for row in scores] == [0, 3, 6, 8]  # 0: of the weights themselves
   best = max(row["dice"] for row in finished)
   assert scores[0]["dice"] == pytest.approx(best, abs=1e-6)
@@ -378,9 +380,9 @@ def test_training_goes_on_from_a_file(exported, tmp_path):
   assert (f"val Dice {best:.4f} by {file}" if beaten else f"Nothing beat {file}") in done.stdout
   first, tuned = (
     [row["loss"] for row in read_metrics(folder) if row["split"] == "train"]
-    for folder in (finished_run(), workdir)
+    for folder in (source, workdir)
   )
-  assert tuned[0] < 0.95 * first[0] and np.mean(tuned) < 0.95 * np.mean(first)
+  assert tuned[0] < 0.9 * first[0] and np.mean(tuned) < 0.9 * np.mean(first)
   content = json.loads((workdir / "cases.json").read_text())
   assert content["before"] == content["train"] and len(content["val"]) == 3
   other = {"train__start_from": file, "model__variant": "wide"}
