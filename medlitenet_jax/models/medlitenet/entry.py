@@ -98,7 +98,7 @@ _PLACES = {
   "aspp_norm": (3.0, -0.6),
   "classes": (4.5, -0.6),
   "encoder_gate": (4.5, 0.3),
-  "boundaries": (4.5, 1.5),
+  "boundaries": (4.5, 2.5),
 }
 _MAIN_PATH = ("encoder/stage4", "mixer", "fusion", "aspp", "encoder_gate", "decoder1")
 _BRANCHES = (
