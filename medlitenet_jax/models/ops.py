@@ -79,6 +79,10 @@ def _cpu_depthwise(x, kernel, *, stride, dilation):
   padded = lax.optimization_barrier(_padded(x, kernel.shape[:2], dilation))
   views = _views(padded, kernel.shape[:2], x.shape[1:3], stride, dilation)
   weights = kernel.reshape(-1, x.shape[-1])
+  if x.shape[-1] == 1:
+    # XLA would repeat the nine taps in every loop that uses the one channel; not so a product.
+    views = list(views)
+    return (weights[:, 0] @ jnp.stack([v.reshape(-1) for v in views])).reshape(views[0].shape)
   return functools.reduce(jnp.add, (view * w for view, w in zip(views, weights, strict=True)))
 
 

@@ -71,6 +71,7 @@ def train_step(
     dropout_key=jax.random.fold_in(dropout_key, state.micro_step),
   )
   loss, (parts, batch_stats, logits), grads, loss_scale = _gradient(objective, state)
+  grads = optim.pack(grads)
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   learned = _learned(state, grads, batch_stats, finite, tx=tx, ema_decay=ema_decay)
@@ -140,7 +141,7 @@ def _learned(state: TrainState, grads, batch_stats, finite, *, tx, ema_decay) ->
     # On a CPU a branch keeps XLA from computing the update in pieces, where each parameter is taken
     # out of the vectors. A GPU would have to wait for the condition.
     learned = jax.lax.platform_dependent(
-      finite, old, optim.pack(grads), batch_stats, cpu=branch, default=select
+      finite, old, grads, batch_stats, cpu=branch, default=select
     )
     return {**learned, "params": optim.unpack(learned["params"], state.params)}
 

@@ -12,7 +12,7 @@ from medlitenet_jax.models import ops
 FORMS = tuple(form for form in ops.FORMS if form != "platform")  # that is one of the others
 # Every (stride, dilation) that a network uses: strides in the encoder, dilations in the ASPP.
 STEPS = ((1, 1), (2, 1), (1, 3), (1, 4), (1, 6), (1, 8), (1, 12))
-SHAPES = ((1, 1, 1, 3), (2, 5, 7, 4), (1, 8, 6, 5))
+SHAPES = ((1, 1, 1, 3), (2, 5, 7, 5), (2, 8, 6, 1))
 
 
 def normal(*shape, seed=0, dtype=np.float32):
