@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = "medlitenet"
-  config.model.variant = "base"  # base, wide_context, fine_boundary
+  config.model.variant = "base"  # base, wide_context, fine_boundary, paper_literal
   # Form of the operations: platform, the one for where it runs; cpu, gpu; library: the plain one.
   config.model.form = "platform"
   config.model.remat = False  # recompute blocks in the backward pass, to save memory
@@ -151,7 +151,8 @@ def get_config() -> ConfigDict:
   config.loss.dice.weight = 0.5
   config.loss.dice.epsilon = 1.0  # pixels
   config.loss.boundaries = ConfigDict()  # of the network's boundary maps against the mask's border
-  config.loss.boundaries.weight = 0.0
+  # None: 0.2 for a network that has such maps, otherwise 0.
+  config.loss.boundaries.weight = config_dict.placeholder(float)
   config.loss.boundaries.width = 0.005  # on either side of the border, of the image's side
   config.loss.classes = ConfigDict()  # cross-entropy of the classes, where they are known
   config.loss.classes.weight = 0.0

@@ -18,7 +18,12 @@ from medlitenet_jax.data.sources import SOURCES
 from medlitenet_jax.data.splits import ALL, SPLITS
 from medlitenet_jax.models.entry import Sizes
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import model_sizes, resolve_model, with_newer_fields
+from medlitenet_jax.models.registry import (
+  model_loss_weights,
+  model_sizes,
+  resolve_model,
+  with_newer_fields,
+)
 from medlitenet_jax.scores.masks import STEPS
 from medlitenet_jax.system import devices
 from medlitenet_jax.system.errors import InputError
@@ -182,6 +187,10 @@ def _resolved(config: ConfigDict, platform: str) -> ConfigDict:
     config.precision = "float32" if platform == "cpu" else "bfloat16"
   with config.ignore_type():
     config.model = ConfigDict(resolve_model(config.model.to_dict()))
+  weights = model_loss_weights(config.model.to_dict())
+  for term, section in config.loss.items():
+    if section.weight is None:
+      section.weight = float(weights.get(term, 0))
   if config.data.augment_on == "platform":
     drawn_on_host = any(config.augment[f"{name}_probability"] for name in ON_HOST)
     config.data.augment_on = "host" if platform == "cpu" or drawn_on_host else "device"

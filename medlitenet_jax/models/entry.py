@@ -71,6 +71,11 @@ def _no_rules(fields: Fields) -> dict[str, tuple[bool, str]]:
   return {}
 
 
+def _no_weights(fields: Fields) -> dict[str, float]:
+  del fields
+  return {}
+
+
 def _any_size(fields: Fields) -> Sizes:
   del fields
   return Sizes()
@@ -90,6 +95,8 @@ class Entry:
       keeps the module's default.
     rules: maps the resolved fields to {field: (is its value valid, which values are)}.
     sizes: maps the resolved fields to the input sizes that the network accepts.
+    loss_weights: maps the resolved fields to {term of the loss: weight} for outputs besides the
+      mask. Recipes that leave the weight of a term None take it from here, or 0.
     parts: {part of the network: names of its submodules}, for tables of time; the first part that
       matches is used. Empty: every submodule is a part.
     expanded: submodules that the table of parts shows one level deeper. Their own submodules are
@@ -104,6 +111,7 @@ class Entry:
   variants: Mapping[str, Fields] = dataclasses.field(default_factory=lambda: {"base": {}})
   rules: Callable[[Fields], dict[str, tuple[bool, str]]] = _no_rules
   sizes: Callable[[Fields], Sizes] = _any_size
+  loss_weights: Callable[[Fields], Mapping[str, float]] = _no_weights
   parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   expanded: Sequence[str] = ()
   knockouts: Mapping[str, Knockout] = dataclasses.field(default_factory=dict)

@@ -108,6 +108,11 @@ def model_sizes(fields: Mapping[str, Any]) -> Sizes:
   return NETWORKS[fields["name"]].sizes(fields[fields["name"]])
 
 
+def model_loss_weights(fields: Mapping[str, Any]) -> Mapping[str, float]:
+  """Weights of terms of the loss by the network of a resolved `config.model`."""
+  return NETWORKS[fields["name"]].loss_weights(fields[fields["name"]])
+
+
 def model_parts(fields: Mapping[str, Any], image_size: int) -> dict[str, Sequence[str]]:
   """Names of a network's submodules by part, see `Entry.parts`.
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from small_runs import resolved
 
-from configs.base import get_config
 from medlitenet_jax.models.forward import normalize
 from medlitenet_jax.models.layers import Norm, Pointwise
 from medlitenet_jax.models.precision import DTYPES
@@ -59,11 +59,13 @@ class Run(NamedTuple):
 @functools.cache
 def create_run(*, precision="float32", dropout=0.0, accumulation=1):
   """A stub with its optimizer at a constant rate, compiled once for all tests."""
-  config = get_config()
-  config.precision = precision
-  config.optim.accumulation = accumulation
-  config.optim.learning_rate = config.optim.final_learning_rate = 0.01
-  config.optim.warmup_updates = 0
+  config = resolved(
+    precision=precision,
+    optim__accumulation=accumulation,
+    optim__learning_rate=0.01,
+    optim__final_learning_rate=0.01,
+    optim__warmup_updates=0,
+  )
   model = Stub(dropout=dropout, dtype=DTYPES[precision])
   numbers = recipe_numbers(config, total_steps=100)
   compiled = create_train_step(config, model)
@@ -255,8 +257,7 @@ def test_another_seed_rate_length_or_weight_is_the_same_program():
   model, moved, programs = Stub(dropout=0.5), {}, set()
   first = compiled = None
   for name, fields in changes.items():
-    config = get_config()
-    config.update_from_flattened_dict({**same, **fields, "precision": "float32"})
+    config = resolved(**{**same, **fields})
     step = create_train_step(config, model)
     numbers = recipe_numbers(config, config.train.max_steps)
     first = first or create_initialise(config, model, 16)

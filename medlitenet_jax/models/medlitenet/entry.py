@@ -127,11 +127,19 @@ def drawing(names: Sequence[str], fields: Mapping[str, Any]) -> Drawing:
   return Drawing(places, [(a, b) for a, b in wires if a in places and b in places], list(skips))
 
 
+def loss_weights(fields: Mapping[str, Any]) -> dict[str, float]:
+  """The boundary maps count where they are such that they can be supervised."""
+  biased = fields["mixer"] and fields["attention"] and fields["boundary_bias"]
+  has_maps = fields["boundary_magnitude"] and (fields["gate_stages"] or biased)
+  return {"boundaries": 0.2 if has_maps else 0.0}
+
+
 ENTRY = Entry(
   MedLiteNet,
   variants=VARIANTS,
   rules=rules,
   sizes=lambda fields: SIZES,
+  loss_weights=loss_weights,
   parts=PARTS,
   expanded=("encoder",),
   knockouts=KNOCKOUTS,
