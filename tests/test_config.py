@@ -60,7 +60,8 @@ def test_every_recipe_resolves(name, platform):
   own = bool(config.ensemble.members)  # each member has a size and a precision of its own
   assert config.precision == ("auto" if own else "float32" if platform == "cpu" else "bfloat16")
   assert None not in values.values() and ("auto" in values.values()) == own
-  assert config.eval.image_size == (0 if own else config.train.image_sizes[-1])
+  size = recipe.eval.image_size or config.train.image_sizes[-1]
+  assert config.eval.image_size == (0 if own else size)
   AugmentPolicy(**config.augment)
 
 
@@ -74,6 +75,22 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     assert config.seed != base.seed
     expected = NETWORKS["medlitenet"].variants[name]
     assert {field: config.model.medlitenet[field] for field in expected} == expected
+
+
+@pytest.mark.parametrize(
+  ("fields", "weight"),
+  [
+    ({}, 0.2),
+    ({"model__medlitenet__gate_stages": ()}, 0.2),  # the bias of the attention has a map
+    ({"model__medlitenet__gate_stages": (), "model__medlitenet__mixer": False}, 0),
+    ({"model__variant": "paper_literal"}, 0),
+    ({"model__name": "stub"}, 0),
+    ({"loss__boundaries__weight": 0.5}, 0.5),
+    ({"loss__boundaries__weight": 0.0}, 0),
+  ],
+)
+def test_a_network_brings_the_weight_of_a_term_unless_the_recipe_does(fields, weight):
+  assert resolve(with_fields(get_config(), **fields), "cpu").loss.boundaries.weight == weight
 
 
 def test_the_recipe_of_hard_cases_only_switches_augmentations_on():
@@ -116,6 +133,17 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert chosen.precision == "float16"
     ensemble = with_fields(get_config(), ensemble__members=("one", "other"))
     assert resolve(ensemble, platform).precision == "auto"  # each member has its own
+
+
+def test_the_column_of_groups_is_that_of_the_photographs_named():
+  own = resolve(with_fields(get_config(), data__group_column="patient"), "cpu")
+  for overrides, column in (
+    ({}, "patient"),
+    ({"eval.split": "val"}, "patient"),
+    ({"data.root": "elsewhere"}, ""),
+    ({"data.root": "elsewhere", "data.group_column": "lesion"}, "lesion"),
+  ):
+    assert for_evaluation(own, overrides, "cpu", get_config()).data.group_column == column
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are not assigned here")
