@@ -76,6 +76,23 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     assert {field: config.model.medlitenet[field] for field in expected} == expected
 
 
+@pytest.mark.parametrize(
+  ("fields", "weight"),
+  [
+    ({}, 0),
+    ({"boundary_magnitude": True}, 0.2),
+    ({"boundary_magnitude": True, "gate_stages": ()}, 0.2),  # the attention's bias has a map
+    ({"boundary_magnitude": True, "gate_stages": (), "mixer": False}, 0),
+  ],
+)
+def test_a_network_brings_the_weight_of_a_term_unless_the_recipe_does(fields, weight):
+  recipe = with_fields(get_config(), **{f"model__medlitenet__{f}": v for f, v in fields.items()})
+  assert resolve(recipe, "cpu").loss.boundaries.weight == weight
+  for own in (0.0, 0.5):
+    chosen = with_fields(recipe, loss__boundaries__weight=own)
+    assert resolve(chosen, "cpu").loss.boundaries.weight == own
+
+
 def test_the_recipe_of_hard_cases_only_switches_augmentations_on():
   base = resolve(get_config(), "cpu")
   config = resolve(importlib.import_module("configs.hard_cases").get_config(), "cpu")
@@ -116,6 +133,17 @@ def test_precision_follows_the_platform_only_where_it_is_auto():
     assert chosen.precision == "float16"
     ensemble = with_fields(get_config(), ensemble__members=("one", "other"))
     assert resolve(ensemble, platform).precision == "auto"  # each member has its own
+
+
+def test_the_column_of_groups_is_that_of_the_photographs_named():
+  own = resolve(with_fields(get_config(), data__group_column="patient"), "cpu")
+  for overrides, column in (
+    ({}, "patient"),
+    ({"eval.split": "val"}, "patient"),
+    ({"data.root": "elsewhere"}, ""),
+    ({"data.root": "elsewhere", "data.group_column": "lesion"}, "lesion"),
+  ):
+    assert for_evaluation(own, overrides, "cpu", get_config()).data.group_column == column
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are not assigned here")

@@ -10,6 +10,7 @@ import pytest
 from small_runs import compiled_as_by_launch
 
 from configs.base import get_config
+from medlitenet_jax.config import resolve
 from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, resolve_model
@@ -220,6 +221,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
   model = small(dropout=0.1)
   variables = small_variables()
   mask = (images(2, 64, 64, seed=1)[..., :1] > 0).astype(jnp.float32)
+  terms = resolve(get_config(), "cpu").loss.to_dict()
 
   @jax.jit
   def gradient(params, image):
@@ -231,7 +233,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},
       )
-      return create_objective(get_config().loss.to_dict())(outputs, {"mask": mask})[0]
+      return create_objective(terms)(outputs, {"mask": mask})[0]
 
     return jax.grad(loss)(params)
 
