@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = "medlitenet"
-  config.model.variant = "base"  # base, wide_context, fine_boundary, paper_literal
+  config.model.variant = "base"  # base, wide_context, fine_boundary
   # Form of the operations: platform, the one for where it runs; cpu, gpu; library: the plain one.
   config.model.form = "platform"
   config.model.remat = False  # recompute blocks in the backward pass, to save memory

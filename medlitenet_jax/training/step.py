@@ -71,8 +71,9 @@ def train_step(
     dropout_key=jax.random.fold_in(dropout_key, state.micro_step),
   )
   loss, (parts, batch_stats, logits), grads, loss_scale = _gradient(objective, state)
-  grads = optim.pack(grads)
-  grad_norm = optax.tree.norm(grads)
+  with jax.named_scope("optimizer"):
+    grads = optim.pack(grads)
+    grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   learned = _learned(state, grads, batch_stats, finite, tx=tx, ema_decay=ema_decay)
   new_state = TrainState(

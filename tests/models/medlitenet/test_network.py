@@ -242,7 +242,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
   model = small(dropout=0.1)
   variables = small_variables()
   mask = (images(2, 64, 64, seed=1)[..., :1] > 0).astype(jnp.float32)
-  loss = resolve(get_config(), "cpu").loss.to_dict()
+  terms = resolve(get_config(), "cpu").loss.to_dict()
 
   @jax.jit
   def gradient(params, image):
@@ -254,7 +254,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},
       )
-      return create_objective(loss)(outputs, {"mask": mask})[0]
+      return create_objective(terms)(outputs, {"mask": mask})[0]
 
     return jax.grad(objective)(params)
 
