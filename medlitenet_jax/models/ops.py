@@ -375,9 +375,15 @@ def _wide_einsum_backward(subscripts, residuals, grad):
 wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
 
 
-def _interpolation_weights(size: int, target: int) -> np.ndarray:
-  """Matrix [target, size] of linear interpolation between pixel centres, held at the frame."""
-  centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
+def _interpolation_weights(size: int, target: int, aligned: bool = False) -> np.ndarray:
+  """Matrix [target, size] of linear interpolation between pixel centres, held at the frame.
+
+  Aligned, the first and the last pixel of both grids lie on each other.
+  """
+  if aligned:
+    centres = np.linspace(0, size - 1, target)
+  else:
+    centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
   return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
 
 
@@ -400,6 +406,27 @@ def enlarge(x, height: int, width: int):
   )
   y = wide_einsum("bhw,Hh->bHw", x[..., 0], rows).astype(x.dtype)
   return wide_einsum("bHw,Ww->bHW", y, columns)[..., None].astype(x.dtype)
+
+
+def enlarge_aligned(x, height: int, width: int):
+  """Resizes to a larger grid by bilinear interpolation with the corner pixels on each other.
+
+  So do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot.
+
+  Args:
+    x: [B, h, w, C], any float dtype.
+    height: h or more.
+    width: w or more.
+
+  Returns:
+    [B, height, width, C] in the dtype of x.
+  """
+  rows, columns = (
+    jnp.asarray(_interpolation_weights(*sizes, aligned=True), x.dtype)
+    for sizes in ((x.shape[1], height), (x.shape[2], width))
+  )
+  y = wide_einsum("bhwc,Hh->bHwc", x, rows).astype(x.dtype)
+  return wide_einsum("bHwc,Ww->bHWc", y, columns).astype(x.dtype)
 
 
 def _part(x, axis: int, start: int, stop: int | None):
