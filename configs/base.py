@@ -154,6 +154,9 @@ def get_config() -> ConfigDict:
   # None: 0.2 for a network that has such maps, otherwise 0.
   config.loss.boundaries.weight = config_dict.placeholder(float)
   config.loss.boundaries.width = 0.005  # on either side of the border, of the image's side
+  config.loss.deep = ConfigDict()  # of the masks that a network's inner layers give
+  # None: 1 for a network that has such masks, otherwise 0.
+  config.loss.deep.weight = config_dict.placeholder(float)
   config.loss.classes = ConfigDict()  # cross-entropy of the classes, where they are known
   config.loss.classes.weight = 0.0
 

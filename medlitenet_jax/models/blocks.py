@@ -3,7 +3,11 @@
 Modules take and return [B, H, W, C] arrays in the compute dtype; parameters are float32.
 """
 
+from collections.abc import Callable, Sequence
+
+import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models.layers import Norm
@@ -19,6 +23,7 @@ def conv(
   stride: int = 1,
   dilation: int = 1,
   use_bias: bool = True,
+  kernel_init: Callable = he_normal,
   dtype: jnp.dtype = jnp.float32,
   name: str | None = None,
 ) -> nn.Conv:
@@ -33,6 +38,7 @@ def conv(
     stride: distance between outputs in pixels.
     dilation: distance between taps in pixels.
     use_bias: whether a bias is added.
+    kernel_init: initialiser of the kernel [side, side, C, features].
     dtype: compute dtype.
     name: of the submodule.
 
@@ -47,7 +53,7 @@ def conv(
     padding=((reach, reach), (reach, reach)),
     kernel_dilation=(dilation, dilation),
     use_bias=use_bias,
-    kernel_init=he_normal,
+    kernel_init=kernel_init,
     dtype=dtype,
     name=name,
   )
@@ -109,3 +115,68 @@ class DoubleConv(nn.Module):
       block = ConvNormRelu(features, use_bias=self.use_bias, dtype=self.dtype, name=f"conv{i}")
       x = block(x, train=train)
     return x
+
+
+def halve(x: jax.Array) -> jax.Array:
+  """Maxima of 2x2 squares: [B, H, W, C] to [B, H / 2, W / 2, C], H and W even.
+
+  On a CPU the gradient of `nn.max_pool` takes longer than that of the convolution before it. Where
+  values of a square are equal, they share the gradient.
+  """
+  chex.assert_rank(x, 4)
+  x = jnp.maximum(x[:, ::2], x[:, 1::2])
+  return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+def contract(
+  x: jax.Array, widths: Sequence[int], *, use_bias: bool, train: bool, dtype: jnp.dtype
+) -> list[jax.Array]:
+  """The contracting path of a U-Net, as submodules of the network that calls it.
+
+  They are named "encoder1", "encoder2" and so on, and the last "bridge".
+
+  Args:
+    x: [B, H, W, C], H and W multiples of 2 to the number of levels but one.
+    widths: channels of each level, finest first.
+    use_bias: whether the convolutions have a bias.
+    train: whether BatchNorm uses the batch's statistics.
+    dtype: compute dtype.
+
+  Returns:
+    The features of each level, [B, H / 2^i, W / 2^i, widths[i]].
+  """
+  features: list[jax.Array] = []
+  for level, width in enumerate(widths, start=1):
+    name = "bridge" if level == len(widths) else f"encoder{level}"
+    block = DoubleConv(width, use_bias=use_bias, dtype=dtype, name=name)
+    x = block(halve(x) if features else x, train=train)
+    features.append(x)
+  return features
+
+
+class DoublingConv(nn.Module):
+  """2x2 transposed convolution with stride 2: every pixel becomes a square of 2x2.
+
+  Squares do not overlap, so it is one matrix product, whose gradient takes a CPU a twentieth of the
+  time that `nn.ConvTranspose`'s does. The kernel lies as there.
+
+  Attributes:
+    features: output channels.
+    dtype: compute dtype.
+  """
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
+    chex.assert_rank(x, 4)
+    b, h, w, c = x.shape
+    # An output meets one of the four taps, so its inputs are a quarter of the usual count.
+    init = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
+    kernel = self.param("kernel", init, (2, 2, c, self.features))
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    turned = kernel[::-1, ::-1].astype(self.dtype)
+    y = jnp.einsum("bhwc,pqcf->bhpwqf", x.astype(self.dtype), turned)
+    return (y.reshape(b, 2 * h, 2 * w, self.features) + bias).astype(self.dtype)
