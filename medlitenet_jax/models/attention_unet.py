@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import knockout, ops
-from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, contract, conv, he_normal
+from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, contract, he_normal
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Norm, Pointwise, summarised
 from medlitenet_jax.system.rules import whole
@@ -30,6 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 WIDTH = whole(2, 1024)
 
 
+def _pointwise(features: int, form: str, dtype: jnp.dtype, name: str) -> Pointwise:
+  return Pointwise(features, kernel_init=he_normal, form=form, dtype=dtype, name=name)
+
+
 class Coefficients(nn.Module):
   """How much of each pixel of a skip passes, from the skip and a signal on the same grid.
 
@@ -38,10 +42,12 @@ class Coefficients(nn.Module):
 
   Attributes:
     features: channels between.
+    form: form of the operations, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
 
   features: int
+  form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -50,7 +56,7 @@ class Coefficients(nn.Module):
     chex.assert_equal_shape_prefix([skip, signal], 3)
 
     def normed(x, features, name):
-      x = conv(features, 1, dtype=self.dtype, name=name)(x)
+      x = _pointwise(features, self.form, self.dtype, name)(x)
       return Norm(name, activate=False, name=f"{name}_norm")(x, train=train)
 
     both = normed(skip, self.features, "skip") + normed(signal, self.features, "signal")
@@ -85,9 +91,9 @@ class GridCoefficients(nn.Module):
       dtype=self.dtype,
       name="skip",
     )(skip)
-    signal = conv(channels, 1, dtype=self.dtype, name="signal")(signal)
+    signal = _pointwise(channels, self.form, self.dtype, "signal")(signal)
     chex.assert_equal_shape([coarse, signal])
-    score = conv(1, 1, dtype=self.dtype, name="psi")(nn.relu(coarse + signal))
+    score = _pointwise(1, self.form, self.dtype, "psi")(nn.relu(coarse + signal))
     return ops.upsample2x(nn.sigmoid(score), self.form)
 
 
@@ -95,15 +101,17 @@ class Gate(nn.Module):
   """Multiplies a skip by its coefficients.
 
   Attributes:
+    form: form of the operations.
     dtype: compute dtype.
   """
 
+  form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, skip, signal, *, train: bool):
     """Gates [B, H, W, C] by a signal [B, H, W, D]; the shape stays."""
-    score = Coefficients(skip.shape[-1] // 2, self.dtype, name="coefficients")
+    score = Coefficients(skip.shape[-1] // 2, self.form, self.dtype, name="coefficients")
     return skip * score(skip, signal, train=train)
 
 
@@ -122,9 +130,9 @@ class GridGate(nn.Module):
   def __call__(self, skip, signal, *, train: bool):
     """Gates [B, H, W, C] by a signal [B, H / 2, W / 2, D]; the shape stays."""
     x = skip * GridCoefficients(self.form, self.dtype, name="coefficients")(skip, signal)
-    x = conv(x.shape[-1], 1, dtype=self.dtype, name="out")(x)
+    x = _pointwise(x.shape[-1], self.form, self.dtype, "out")(x)
     x = Norm("out", activate=False, name="out_norm")(x, train=train)
-    combine = ConvNormRelu(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="combine")
+    combine = ConvNormRelu(x.shape[-1], 1, True, self.form, self.dtype, name="combine")
     return combine(x, train=train)
 
 
@@ -183,7 +191,7 @@ class AttentionUNet(nn.Module):
       width = skip.shape[-1]
       up = ConvNormRelu(width, use_bias=True, dtype=self.dtype, name=f"up{stage}")
       x = up(_nearest2x(x), train=train)
-      skip = Gate(self.dtype, name=f"gate{stage}")(skip, x, train=train)
+      skip = Gate(self.form, self.dtype, name=f"gate{stage}")(skip, x, train=train)
       x = self._join(stage, skip, x, train=train)
     return self._head("head")(x)
 
@@ -191,7 +199,7 @@ class AttentionUNet(nn.Module):
   def _decode_on_grids(self, x, skips, *, train: bool) -> jax.Array:
     """The same of the authors' own network."""
     height, width = skips[-1].shape[1:3]
-    signal = ConvNormRelu(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="signal")
+    signal = ConvNormRelu(x.shape[-1], 1, True, self.form, self.dtype, name="signal")
     guide = signal(x, train=train)
     scores = []
     for stage, skip in enumerate(skips, start=1):

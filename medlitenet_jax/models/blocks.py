@@ -4,13 +4,14 @@ Modules take and return [B, H, W, C] arrays in the compute dtype; parameters are
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medlitenet_jax.models.layers import Norm
+from medlitenet_jax.models.layers import Norm, Pointwise
 
 # Of kernels that ReLU follows (He et al., 2015).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -18,44 +19,26 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def conv(
   features: int,
-  side: int = 3,
   *,
-  stride: int = 1,
-  dilation: int = 1,
   use_bias: bool = True,
   kernel_init: Callable = he_normal,
   dtype: jnp.dtype = jnp.float32,
   name: str | None = None,
 ) -> nn.Conv:
-  """A convolution that is padded by half its reach on each side.
-
-  So do those that the networks' authors used. Flax's own "SAME" has a pixel less on the left where
-  there is a stride.
+  """A 3x3 convolution, padded by a pixel on each side.
 
   Args:
     features: output channels.
-    side: of the kernel in pixels, odd.
-    stride: distance between outputs in pixels.
-    dilation: distance between taps in pixels.
     use_bias: whether a bias is added.
-    kernel_init: initialiser of the kernel [side, side, C, features].
+    kernel_init: initialiser of the kernel [3, 3, C, features].
     dtype: compute dtype.
     name: of the submodule.
 
   Returns:
-    The module: [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    The module: [B, H, W, C] to [B, H, W, features].
   """
-  reach = dilation * (side - 1) // 2
   return nn.Conv(
-    features,
-    (side, side),
-    (stride, stride),
-    padding=((reach, reach), (reach, reach)),
-    kernel_dilation=(dilation, dilation),
-    use_bias=use_bias,
-    kernel_init=kernel_init,
-    dtype=dtype,
-    name=name,
+    features, (3, 3), use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name
   )
 
 
@@ -64,32 +47,26 @@ class ConvNormRelu(nn.Module):
 
   Attributes:
     features: output channels.
-    side: of the kernel in pixels, odd.
-    stride: distance between outputs in pixels.
-    dilation: distance between taps in pixels.
+    side: of the kernel in pixels, 1 or 3.
     use_bias: whether the convolution has a bias, which the norm then takes away again.
+    form: form of a 1x1 convolution, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
 
   features: int
   side: int = 3
-  stride: int = 1
-  dilation: int = 1
   use_bias: bool = False
+  form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, train: bool):
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    x = conv(
-      self.features,
-      self.side,
-      stride=self.stride,
-      dilation=self.dilation,
-      use_bias=self.use_bias,
-      dtype=self.dtype,
-      name="conv",
-    )(x)
+    """Maps [B, H, W, C] to [B, H, W, features]."""
+    own: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "name": "conv"}
+    if self.side == 1:
+      x = Pointwise(self.features, kernel_init=he_normal, form=self.form, **own)(x)
+    else:
+      x = conv(self.features, **own)(x)
     return nn.relu(Norm("conv", activate=False, name="norm")(x, train=train))
 
 
@@ -173,8 +150,7 @@ class DoublingConv(nn.Module):
     """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
     chex.assert_rank(x, 4)
     b, h, w, c = x.shape
-    # An output meets one of the four taps, so its inputs are a quarter of the usual count.
-    init = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
+    init = nn.initializers.glorot_uniform()
     kernel = self.param("kernel", init, (2, 2, c, self.features))
     bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
     turned = kernel[::-1, ::-1].astype(self.dtype)

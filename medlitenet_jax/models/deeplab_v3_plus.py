@@ -9,14 +9,13 @@ from typing import Any
 
 import chex
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.blocks import he_normal
+from medlitenet_jax.models.blocks import ConvNormRelu, he_normal
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, Stem, summarised
-from medlitenet_jax.system.rules import number, whole
+from medlitenet_jax.system.rules import number, several, whole
 
 SIZES = Sizes(multiple=16, smallest=16)  # four halvings
 # Of MobileNetV2's seven stages: stride of the first block, dilation, and ratio of the wide layer.
@@ -27,7 +26,13 @@ EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
 SKIP_STAGE = 2  # whose features, at stride 4, the decoder sees
 COUNT = whole(1, 4096)
 DILATION = whole(1, 256)
-DROPOUT = number(least=0, below=1)
+RULES = {
+  "encoder_dims": several(len(STRIDES) + 2, COUNT),
+  "encoder_blocks": several(len(STRIDES), COUNT),
+  "dim": COUNT,
+  "skip_dim": COUNT,
+  "dropout": number(least=0, below=1),
+}
 
 
 class InvertedResidual(nn.Module):
@@ -115,33 +120,6 @@ class Encoder(nn.Module):
     return stages, nn.relu6(Norm("last", activate=False, name="last_norm")(x, train=train))
 
 
-class PointwiseNormRelu(nn.Module):
-  """1x1 convolution, BatchNorm and ReLU.
-
-  Attributes:
-    features: output channels.
-    form: form of the operations.
-    dtype: compute dtype.
-  """
-
-  features: int
-  form: str = "platform"
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train: bool):
-    """Maps [B, H, W, C] to [B, H, W, features]."""
-    x = Pointwise(
-      self.features,
-      use_bias=False,
-      kernel_init=he_normal,
-      form=self.form,
-      dtype=self.dtype,
-      name="conv",
-    )(x)
-    return nn.relu(Norm("conv", activate=False, name="norm")(x, train=train))
-
-
 class SeparableConv(nn.Module):
   """3x3 depthwise convolution, then a 1x1 convolution, BatchNorm and ReLU.
 
@@ -164,7 +142,7 @@ class SeparableConv(nn.Module):
     # Taps farther away than the map is large lie off it all the same, and cost a wider frame.
     dilation = min(self.dilation, max(x.shape[1:3]))
     x = Depthwise(dilation=dilation, name="depthwise", **common)(x)
-    return PointwiseNormRelu(self.features, name="pointwise", **common)(x, train=train)
+    return ConvNormRelu(self.features, 1, name="pointwise", **common)(x, train=train)
 
 
 class AtrousPyramid(nn.Module):
@@ -189,21 +167,16 @@ class AtrousPyramid(nn.Module):
     """Maps [B, h, w, C] to [B, h, w, features]."""
     chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    branches = [PointwiseNormRelu(self.features, name="centre", **common)(x, train=train)]
+    branches = [ConvNormRelu(self.features, 1, name="centre", **common)(x, train=train)]
     for dilation in self.dilations:
       branch = SeparableConv(self.features, dilation, name=f"dilation{dilation}", **common)
       branches.append(branch(x, train=train))
     mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-    mean = PointwiseNormRelu(self.features, name="pool", **common)(mean, train=train)
+    mean = ConvNormRelu(self.features, 1, name="pool", **common)(mean, train=train)
     branches.append(jnp.broadcast_to(mean, branches[0].shape))
     x = jnp.concatenate(branches, axis=-1)
-    x = PointwiseNormRelu(self.features, name="fuse", **common)(x, train=train)
+    x = ConvNormRelu(self.features, 1, name="fuse", **common)(x, train=train)
     return nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-
-
-def _enlarge4x(x: jax.Array) -> jax.Array:
-  """[B, H, W, C] to [B, 4H, 4W, C], the corner pixels on each other."""
-  return ops.enlarge_aligned(x, 4 * x.shape[1], 4 * x.shape[2])
 
 
 class DeepLabV3Plus(nn.Module):
@@ -252,12 +225,12 @@ class DeepLabV3Plus(nn.Module):
     stages, x = encoder(image.astype(self.dtype), train=train)
     pyramid = AtrousPyramid(self.dim, self.dilations, self.dropout, name="aspp", **common)
     x = SeparableConv(self.dim, name="refine", **common)(pyramid(x, train=train), train=train)
-    skip = PointwiseNormRelu(self.skip_dim, name="skip", **common)
+    skip = ConvNormRelu(self.skip_dim, 1, name="skip", **common)
     seen = skip(stages[SKIP_STAGE - 1], train=train)
-    x = jnp.concatenate([_enlarge4x(x), seen], axis=-1)
+    x = jnp.concatenate([ops.enlarge_aligned(x, 4), seen], axis=-1)
     x = SeparableConv(self.dim, name="decoder", **common)(x, train=train)
     logits = Pointwise(1, result_dtype=jnp.float32, name="head", **common)(x)
-    outputs = {"mask": _enlarge4x(logits)}
+    outputs = {"mask": ops.enlarge_aligned(logits, 4)}
     # Of the stages at one stride the last before the dilated ones.
     seen_by = [stages[i] for i in (0, 1, 2, 4)]
     return outputs if train else {**outputs, "features": summarised(seen_by)}
@@ -265,24 +238,13 @@ class DeepLabV3Plus(nn.Module):
 
 def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   """{field of `config.model.deeplab_v3_plus`: (is its value valid, which values are)}."""
-  dims, blocks, dilations = (fields[k] for k in ("encoder_dims", "encoder_blocks", "dilations"))
-  stages = len(STRIDES)
+  dilations = fields["dilations"]
   return {
-    "encoder_dims": (
-      len(dims) == stages + 2 and all(map(COUNT.holds, dims)),
-      f"takes {stages + 2} numbers, each {COUNT.takes}",
-    ),
-    "encoder_blocks": (
-      len(blocks) == stages and all(map(COUNT.holds, blocks)),
-      f"takes {stages} numbers, each {COUNT.takes}",
-    ),
-    "dim": (COUNT.holds(fields["dim"]), f"takes {COUNT.takes}"),
-    "skip_dim": (COUNT.holds(fields["skip_dim"]), f"takes {COUNT.takes}"),
+    **{name: rule.verdict(fields[name]) for name, rule in RULES.items()},
     "dilations": (
       all(map(DILATION.holds, dilations)) and len(dilations) == len(set(dilations)),
       f"takes different numbers, each {DILATION.takes}",
     ),
-    "dropout": (DROPOUT.holds(fields["dropout"]), f"takes {DROPOUT.takes}"),
   }
 
 

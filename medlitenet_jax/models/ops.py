@@ -375,15 +375,9 @@ def _wide_einsum_backward(subscripts, residuals, grad):
 wide_einsum.defvjp(_wide_einsum_forward, _wide_einsum_backward)
 
 
-def _interpolation_weights(size: int, target: int, aligned: bool = False) -> np.ndarray:
-  """Matrix [target, size] of linear interpolation between pixel centres, held at the frame.
-
-  Aligned, the first and the last pixel of both grids lie on each other.
-  """
-  if aligned:
-    centres = np.linspace(0, size - 1, target)
-  else:
-    centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
+def _interpolation_weights(size: int, target: int) -> np.ndarray:
+  """Matrix [target, size] of linear interpolation between pixel centres, held at the frame."""
+  centres = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
   return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
 
 
@@ -406,27 +400,6 @@ def enlarge(x, height: int, width: int):
   )
   y = wide_einsum("bhw,Hh->bHw", x[..., 0], rows).astype(x.dtype)
   return wide_einsum("bHw,Ww->bHW", y, columns)[..., None].astype(x.dtype)
-
-
-def enlarge_aligned(x, height: int, width: int):
-  """Resizes to a larger grid by bilinear interpolation with the corner pixels on each other.
-
-  So do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot.
-
-  Args:
-    x: [B, h, w, C], any float dtype.
-    height: h or more.
-    width: w or more.
-
-  Returns:
-    [B, height, width, C] in the dtype of x.
-  """
-  rows, columns = (
-    jnp.asarray(_interpolation_weights(*sizes, aligned=True), x.dtype)
-    for sizes in ((x.shape[1], height), (x.shape[2], width))
-  )
-  y = wide_einsum("bhwc,Hh->bHwc", x, rows).astype(x.dtype)
-  return wide_einsum("bHwc,Ww->bHWc", y, columns).astype(x.dtype)
 
 
 def _part(x, axis: int, start: int, stop: int | None):
@@ -487,6 +460,79 @@ def _upsample_backward(form, _, grad):
 
 
 upsample2x.defvjp(_upsample_forward, _upsample_backward)
+
+
+def _aligned_weights(size: int, factor: int, axis: int) -> list[np.ndarray]:
+  """What values, `factor` times as many along an axis, take of those before, at and after them.
+
+  Of n old values, the new ones factor k to factor k + factor - 1 lie less than a step from the old
+  one k, so that it and its two neighbours are all that they see.
+
+  Args:
+    size: number of old values.
+    factor: 2 or more.
+    axis: of [B, H, W, C].
+
+  Returns:
+    Three [factor, n, 1, ...], to be multiplied with arrays of rank 4, the axis at its place.
+  """
+  places = np.arange(factor * size) * (size - 1) / (factor * size - 1)
+  steps = places.reshape(size, factor).T - np.arange(size)
+  steps = steps.reshape(factor, size, *(1,) * (3 - axis)).astype(np.float32)
+  return [np.maximum(0, -steps), 1 - np.abs(steps), np.maximum(0, steps)]
+
+
+def _lerp_aligned(x, axis: int, factor: int):
+  """Enlarges one axis, the first and last values of which stay the first and the last."""
+  x = x.astype(jnp.float32)
+  before = jnp.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, -1)], axis)
+  after = jnp.concatenate([_part(x, axis, 1, None), _part(x, axis, -1, None)], axis)
+  weights = zip(*_aligned_weights(x.shape[axis], factor, axis), strict=True)
+  new = jnp.stack([before * b + x * at + after * a for b, at, a in weights], axis + 1)
+  return new.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _lerp_aligned_grad(grad, axis: int, factor: int):
+  """Adjoint of `_lerp_aligned`: an old value gathers from all new ones that have seen it."""
+  size = grad.shape[axis] // factor
+  new = grad.reshape(*grad.shape[:axis], size, factor, *grad.shape[axis + 1 :])
+  to_before, to_own, to_after = (
+    sum(jnp.take(new, i, axis + 1) * w for i, w in enumerate(weights))
+    for weights in _aligned_weights(size, factor, axis)
+  )
+  none = jnp.zeros_like(_part(to_own, axis, 0, 1))
+  from_next = jnp.concatenate([_part(to_before, axis, 1, None), none], axis)
+  from_last = jnp.concatenate([none, _part(to_after, axis, 0, -1)], axis)
+  return to_own + from_next + from_last
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def enlarge_aligned(x, factor: int):
+  """Multiplies height and width by bilinear interpolation with the corner pixels on each other.
+
+  So do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot. Sums are
+  float32 inside.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    factor: 2 or more.
+
+  Returns:
+    [B, factor H, factor W, C] in the dtype of x.
+  """
+  return _lerp_aligned(_lerp_aligned(x, 1, factor), 2, factor).astype(x.dtype)
+
+
+def _aligned_forward(x, factor):
+  return enlarge_aligned(x, factor), None
+
+
+def _aligned_backward(factor, _, grad):
+  wide = _lerp_aligned_grad(grad.astype(jnp.float32), 2, factor)
+  return (_lerp_aligned_grad(wide, 1, factor).astype(grad.dtype),)
+
+
+enlarge_aligned.defvjp(_aligned_forward, _aligned_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -17,12 +17,18 @@ from medlitenet_jax.models import knockout
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Linear, Pointwise, parameter, summarised
 from medlitenet_jax.models.tokens import TokenMLP, attend
-from medlitenet_jax.system.rules import number, whole
+from medlitenet_jax.system.rules import number, several, whole
 
 PATCH = 4  # pixels a side of a token of the first stage
 STAGES = 4
-MAX_COUNT = 4096  # channels, blocks and the like
-MAX_WINDOW = 64
+COUNT = whole(1, 4096)
+RULES = {
+  "window": whole(2, 64),
+  "dim": COUNT,
+  "depths": several(STAGES, COUNT),
+  "mlp_ratio": COUNT,
+  "drop_path": number(least=0, below=1),
+}
 VARIANTS = {"base": {"window": 7}, "window_8": {"window": 8}}
 EPSILON = 1e-5  # of a LayerNorm
 Stages = tuple[tuple[Mapping[str, Any], ...], ...]  # fields of the blocks of each stage
@@ -334,7 +340,7 @@ class SwinUnet(nn.Module):
       ValueError: if H or W is not accepted.
     """
     chex.assert_shape(image, (None, None, None, 3))
-    _sizes({"window": self.window}).check(*image.shape[1:3])
+    sizes({"window": self.window}).check(*image.shape[1:3])
     stages = self._stages()
     maps = Encoder(self.dim, stages, self.dtype, name="encoder")(image, train=train)
     x = Decoder(self.dim, stages, self.dtype, name="decoder")(maps, train=train)
@@ -361,36 +367,28 @@ class SwinUnet(nn.Module):
     )
 
 
-def _sizes(fields: Mapping[str, Any]) -> Sizes:
+def sizes(fields: Mapping[str, Any]) -> Sizes:
+  """Multiples of 32 windows."""
   side = PATCH * 2 ** (STAGES - 1) * fields["window"]
   return Sizes(multiple=side, smallest=side)
 
 
-def _rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   """{field of `config.model.swin_unet`: (is its value valid, which values are)}."""
-  count, window, rate = whole(1, MAX_COUNT), whole(2, MAX_WINDOW), number(least=0, below=1)
   dim, heads = fields["dim"], fields["heads"]
-
-  def counts(name: str) -> bool:
-    return len(fields[name]) == STAGES and all(map(count.holds, fields[name]))
-
-  fits = count.holds(dim) and counts("heads")
+  fits = COUNT.holds(dim) and several(STAGES, COUNT).holds(heads)
   fits = fits and all(dim * 2**stage % own == 0 for stage, own in enumerate(heads))
   return {
-    "window": (window.holds(fields["window"]), f"takes {window.takes}"),
-    "dim": (count.holds(dim), f"takes {count.takes}"),
-    "depths": (counts("depths"), f"takes four numbers from 1 to {MAX_COUNT}"),
+    **{name: rule.verdict(fields[name]) for name, rule in RULES.items()},
     "heads": (fits, f"takes four divisors of {dim} times 1, 2, 4 and 8"),
-    "mlp_ratio": (count.holds(fields["mlp_ratio"]), f"takes {count.takes}"),
-    "drop_path": (rate.holds(fields["drop_path"]), f"takes {rate.takes}"),
   }
 
 
 ENTRY = Entry(
   SwinUnet,
   variants=VARIANTS,
-  rules=_rules,
-  sizes=_sizes,
+  rules=rules,
+  sizes=sizes,
   parts={"encoder": ("encoder",), "decoder": ("decoder",), "head": ("head",)},
   expanded=("encoder", "decoder"),
   knockouts={"attention": {"*/attention": knockout.zero}},

@@ -20,13 +20,21 @@ from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, conv, he_norm
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Linear, Pointwise, parameter, summarised
 from medlitenet_jax.models.tokens import TokenMLP, attend
-from medlitenet_jax.system.rules import number, whole
+from medlitenet_jax.system.rules import number, several, whole
 
 STRIDE = 16  # pixels a side that a token stands for
 GROUPS = 32  # of a GroupNorm
-MAX_COUNT = 4096  # channels, layers and the like
+COUNT = whole(1, 4096)
+SIDE = whole(2 * STRIDE, 4096)
+RULES = {
+  "units": several(3, COUNT),
+  "heads": COUNT,
+  "layers": COUNT,
+  "mlp_dim": COUNT,
+  "decoder_dims": several(5, COUNT),
+  "dropout": number(least=0, below=1),
+}
 VARIANTS = {"base": {"image_size": 224}, "size_256": {"image_size": 256}}
-_DECODER_DIMS = (512, 256, 128, 64, 16)
 
 
 def standardised(kernel):
@@ -62,6 +70,9 @@ class StandardisedConv(nn.Module):
     chex.assert_rank(x, 4)
     shape = (self.side, self.side, x.shape[-1], self.features)
     kernel = standardised(parameter(self, "kernel", he_normal, shape))
+    if self.side == 1:
+      every = x[:, :: self.stride, :: self.stride].astype(self.dtype)
+      return ops.pointwise_conv(every, kernel.astype(self.dtype))
     reach = (self.side - 1) // 2
     return lax.conv_general_dilated(
       x.astype(self.dtype),
@@ -255,7 +266,7 @@ class TransUNet(nn.Module):
   layers: int = 12
   heads: int = 12
   mlp_dim: int = 3072
-  decoder_dims: tuple[int, ...] = _DECODER_DIMS
+  decoder_dims: tuple[int, ...] = (512, 256, 128, 64, 16)
   dropout: float = 0.1
   dtype: jnp.dtype = jnp.float32
 
@@ -276,7 +287,7 @@ class TransUNet(nn.Module):
       ValueError: if the image has another size.
     """
     chex.assert_shape(image, (None, None, None, 3))
-    _sizes({"image_size": self.image_size}).check(*image.shape[1:3])
+    sizes({"image_size": self.image_size}).check(*image.shape[1:3])
     *skips, x = Backbone(self.width, self.units, self.dtype, name="backbone")(image)
     x = Transformer(
       self.dim,
@@ -290,55 +301,47 @@ class TransUNet(nn.Module):
     first, *dims = self.decoder_dims
     x = ConvNormRelu(first, dtype=self.dtype, name="decoder_input")(x, train=train)
     for stage, (dim, skip) in enumerate(itertools.zip_longest(dims, reversed(skips)), start=1):
-      x = ops.enlarge_aligned(x, 2 * x.shape[1], 2 * x.shape[2])
+      x = ops.enlarge_aligned(x, 2)
       if skip is not None:
         # The pixel that the max-pooling took: at the right and at the bottom, as the authors do.
         lost = (0, x.shape[1] - skip.shape[1])
         x = jnp.concatenate([x, jnp.pad(skip, ((0, 0), lost, lost, (0, 0)))], axis=-1)
       x = DoubleConv(dim, dtype=self.dtype, name=f"decoder{stage}")(x, train=train)
-    outputs = {"mask": conv(1, dtype=self.dtype, name="head")(x).astype(jnp.float32)}
+    # In float32, for logits that are not rounded.
+    outputs = {"mask": conv(1, name="head")(x)}
     return outputs if train else {**outputs, "features": summarised(skips)}
 
 
-def _sizes(fields: Mapping[str, Any]) -> Sizes:
+def sizes(fields: Mapping[str, Any]) -> Sizes:
+  """One alone, for the positions are learned."""
   return Sizes(STRIDE, 2 * STRIDE, only=(fields["image_size"],))
 
 
-def _rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
+def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   """{field of `config.model.transunet`: (is its value valid, which values are)}."""
   size, width, heads, dim = (fields[name] for name in ("image_size", "width", "heads", "dim"))
-  count, rate = whole(1, MAX_COUNT), number(least=0, below=1)
-
-  def counts(name: str, how_many: int) -> bool:
-    return len(fields[name]) == how_many and all(map(count.holds, fields[name]))
-
-  up_to = f"from 1 to {MAX_COUNT}"
   return {
+    **{name: rule.verdict(fields[name]) for name, rule in RULES.items()},
     "image_size": (
-      whole(2 * STRIDE, MAX_COUNT).holds(size) and size % STRIDE == 0,
-      f"takes a multiple of {STRIDE} from {2 * STRIDE} to {MAX_COUNT}",
+      SIDE.holds(size) and size % STRIDE == 0,
+      f"takes {SIDE.takes}, a multiple of {STRIDE}",
     ),
     "width": (
-      count.holds(width) and width % GROUPS == 0,
-      f"takes a multiple of {GROUPS} up to {MAX_COUNT}",
+      COUNT.holds(width) and width % GROUPS == 0,
+      f"takes {COUNT.takes}, a multiple of {GROUPS}",
     ),
-    "units": (counts("units", 3), f"takes three numbers {up_to}"),
-    "heads": (count.holds(heads), f"takes {count.takes}"),
     "dim": (
-      count.holds(dim) and count.holds(heads) and dim % heads == 0,
-      f"takes a multiple of heads, {heads}, up to {MAX_COUNT}",
+      COUNT.holds(dim) and COUNT.holds(heads) and dim % heads == 0,
+      f"takes {COUNT.takes}, a multiple of heads, {heads}",
     ),
-    **{name: (count.holds(fields[name]), f"takes {count.takes}") for name in ("layers", "mlp_dim")},
-    "decoder_dims": (counts("decoder_dims", 5), f"takes five numbers {up_to}"),
-    "dropout": (rate.holds(fields["dropout"]), f"takes {rate.takes}"),
   }
 
 
 ENTRY = Entry(
   TransUNet,
   variants=VARIANTS,
-  rules=_rules,
-  sizes=_sizes,
+  rules=rules,
+  sizes=sizes,
   parts={
     "backbone": ("backbone",),
     "transformer": ("transformer",),

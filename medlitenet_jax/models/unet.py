@@ -66,7 +66,7 @@ class UNet(nn.Module):
     for stage, skip in enumerate(reversed(skips), start=1):
       width = skip.shape[-1]
       if self.bilinear:
-        x = ops.enlarge_aligned(x, *skip.shape[1:3])
+        x = ops.enlarge_aligned(x, 2)
       else:
         x = DoublingConv(width, self.dtype, name=f"up{stage}")(x)
       features = width // share if stage < len(skips) else width
@@ -79,7 +79,7 @@ class UNet(nn.Module):
 
 def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   """{field of `config.model.unet`: (is its value valid, which values are)}."""
-  return {"width": (WIDTH.holds(fields["width"]), f"takes {WIDTH.takes}")}
+  return {"width": WIDTH.verdict(fields["width"])}
 
 
 ENTRY = Entry(UNet, variants=VARIANTS, rules=rules, sizes=lambda fields: SIZES)

@@ -25,8 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   "base": {},
   "batch_norm": {"batch_norm": True, "dropout": 0.0},
 }
-WIDTH = whole(1, 1024)
-DROPOUT = number(least=0, below=1)
+RULES = {"width": whole(1, 1024), "dropout": number(least=0, below=1)}
 
 
 class Node(nn.Module):
@@ -143,7 +142,7 @@ class UNetPlusPlus(nn.Module):
   def _enlarge(self, x: jax.Array, level: int, place: int) -> jax.Array:
     """What x(level, place) sees of the node below it."""
     if self.batch_norm:
-      return ops.enlarge_aligned(x, 2 * x.shape[1], 2 * x.shape[2])
+      return ops.enlarge_aligned(x, 2)
     return DoublingConv(self.width * 2**level, self.dtype, name=f"up{level}_{place}")(x)
 
   @nn.nowrap
@@ -153,10 +152,7 @@ class UNetPlusPlus(nn.Module):
 
 def rules(fields: Mapping[str, Any]) -> dict[str, tuple[bool, str]]:
   """{field of `config.model.unet_plus_plus`: (is its value valid, which values are)}."""
-  return {
-    "width": (WIDTH.holds(fields["width"]), f"takes {WIDTH.takes}"),
-    "dropout": (DROPOUT.holds(fields["dropout"]), f"takes {DROPOUT.takes}"),
-  }
+  return {name: rule.verdict(fields[name]) for name, rule in RULES.items()}
 
 
 ENTRY = Entry(
@@ -164,5 +160,6 @@ ENTRY = Entry(
   variants=VARIANTS,
   rules=rules,
   sizes=lambda fields: SIZES,
-  loss_weights=lambda fields: {"deep": 1.0 if fields["deep_supervision"] else 0.0},
+  # The term is the mean of its heads, each of which the authors let count as the mask does.
+  loss_weights=lambda fields: {"deep": LEVELS - 2.0 if fields["deep_supervision"] else 0.0},
 )

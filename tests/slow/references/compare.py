@@ -30,7 +30,7 @@ def theirs(name: str, variant: str, size: int, folder: Path) -> None:
     for key, value in network.state_dict().items():
       if key.endswith("running_var"):
         value.uniform_(0.5, 1.5)
-      elif key.endswith("running_mean") or key.endswith("bias"):
+      elif key.endswith(("running_mean", "bias")):
         value.normal_(0, 0.1)
       elif value.ndim == 1 and value.is_floating_point():
         value.uniform_(0.5, 1.5)
@@ -51,8 +51,8 @@ def ours(name: str, variant: str, size: int, folder: Path) -> None:
   import jax.numpy as jnp
   import numpy as np
   from safetensors.numpy import load_file
+  from state_dict import from_pytorch
 
-  from medlitenet_jax.formats.pytorch import from_pytorch
   from medlitenet_jax.models.registry import create_model, resolve_model
   from medlitenet_jax.models.structure import inspect_model
 
