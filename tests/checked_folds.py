@@ -1,21 +1,25 @@
 """Checks that the norms of a network name the convolutions whose results they take."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from medlitenet_jax.models.layers import Norm
-from medlitenet_jax.models.structure import inspect_model
+from medlitenet_jax.models.structure import Structure
 
 
-def check_folds(model: nn.Module, size: int = 32) -> None:
+def check_folds(model: nn.Module, structure: Structure, image: jax.ShapeDtypeStruct) -> Any:
   """Fails if a norm's input is not the result of the convolution that it names, or is used twice.
 
   Args:
     model: a network.
-    size: pixels a side of a photograph that it takes.
+    structure: of it.
+    image: [B, H, W, 3] photographs that it takes.
+
+  Returns:
+    Shapes of its outputs in inference.
   """
   results, readers = {}, {}
 
@@ -29,9 +33,8 @@ def check_folds(model: nn.Module, size: int = 32) -> None:
     results[path] = next_call(*args, **kwargs)  # kept, so that no two share an id
     return results[path]
 
-  structure = inspect_model(model, size)
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   with nn.intercept_methods(note):
-    jax.eval_shape(functools.partial(model.apply), structure.shapes, image)
+    outputs = jax.eval_shape(functools.partial(model.apply), structure.shapes, image)
   for fold in structure.folds:
     assert readers[id(results[fold.convolution])] == [fold.norm], fold
+  return outputs
