@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import knockout, ops
-from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, contract, he_normal
+from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, contract
 from medlitenet_jax.models.entry import Entry, Sizes
-from medlitenet_jax.models.layers import Norm, Pointwise, summarised
+from medlitenet_jax.models.layers import Norm, Pointwise, kernel_init, summarised
 from medlitenet_jax.system.rules import whole
 
 SIZES = Sizes(multiple=16, smallest=16)  # four halvings
@@ -31,7 +31,7 @@ WIDTH = whole(2, 1024)
 
 
 def _pointwise(features: int, form: str, dtype: jnp.dtype, name: str) -> Pointwise:
-  return Pointwise(features, kernel_init=he_normal, form=form, dtype=dtype, name=name)
+  return Pointwise(features, kernel_init=kernel_init, form=form, dtype=dtype, name=name)
 
 
 class Coefficients(nn.Module):
@@ -87,7 +87,7 @@ class GridCoefficients(nn.Module):
       (2, 2),
       padding="VALID",
       use_bias=False,
-      kernel_init=he_normal,
+      kernel_init=kernel_init,
       dtype=self.dtype,
       name="skip",
     )(skip)

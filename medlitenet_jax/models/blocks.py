@@ -11,17 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medlitenet_jax.models.layers import Norm, Pointwise
-
-# Of kernels that ReLU follows (He et al., 2015).
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+from medlitenet_jax.models.layers import Norm, Pointwise, kernel_init
 
 
 def conv(
   features: int,
   *,
   use_bias: bool = True,
-  kernel_init: Callable = he_normal,
+  kernel_init: Callable = kernel_init,
   dtype: jnp.dtype = jnp.float32,
   name: str | None = None,
 ) -> nn.Conv:
@@ -64,7 +61,7 @@ class ConvNormRelu(nn.Module):
     """Maps [B, H, W, C] to [B, H, W, features]."""
     own: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "name": "conv"}
     if self.side == 1:
-      x = Pointwise(self.features, kernel_init=he_normal, form=self.form, **own)(x)
+      x = Pointwise(self.features, kernel_init=kernel_init, form=self.form, **own)(x)
     else:
       x = conv(self.features, **own)(x)
     return nn.relu(Norm("conv", activate=False, name="norm")(x, train=train))

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.blocks import ConvNormRelu, he_normal
+from medlitenet_jax.models.blocks import ConvNormRelu
 from medlitenet_jax.models.entry import Entry, Sizes
-from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, Stem, summarised
+from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, Stem, kernel_init, summarised
 from medlitenet_jax.system.rules import number, several, whole
 
 SIZES = Sizes(multiple=16, smallest=16)  # four halvings
@@ -62,7 +62,7 @@ class InvertedResidual(nn.Module):
     y = x
     if self.expansion > 1:
       wide = self.expansion * x.shape[-1]
-      y = Pointwise(wide, use_bias=False, kernel_init=he_normal, name="expand", **common)(y)
+      y = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)(y)
       y = nn.relu6(Norm("expand", activate=False, name="expand_norm")(y, train=train))
     y = Depthwise(self.stride, self.dilation, name="depthwise", **common)(y)
     y = nn.relu6(Norm("depthwise", activate=False, name="depthwise_norm")(y, train=train))
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         )
         x = residual(x, train=train)
       stages.append(x)
-    x = Pointwise(last, use_bias=False, kernel_init=he_normal, name="last", **common)(x)
+    x = Pointwise(last, use_bias=False, kernel_init=kernel_init, name="last", **common)(x)
     return stages, nn.relu6(Norm("last", activate=False, name="last_norm")(x, train=train))
 
 

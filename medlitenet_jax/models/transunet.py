@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from medlitenet_jax.models import knockout, ops
-from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, conv, he_normal
+from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, conv
 from medlitenet_jax.models.entry import Entry, Sizes
-from medlitenet_jax.models.layers import Linear, Pointwise, parameter, summarised
+from medlitenet_jax.models.layers import Linear, Pointwise, kernel_init, parameter, summarised
 from medlitenet_jax.models.tokens import TokenMLP, attend
 from medlitenet_jax.system.rules import number, several, whole
 
@@ -69,7 +69,7 @@ class StandardisedConv(nn.Module):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
     chex.assert_rank(x, 4)
     shape = (self.side, self.side, x.shape[-1], self.features)
-    kernel = standardised(parameter(self, "kernel", he_normal, shape))
+    kernel = standardised(parameter(self, "kernel", kernel_init, shape))
     if self.side == 1:
       every = x[:, :: self.stride, :: self.stride].astype(self.dtype)
       return ops.pointwise_conv(every, kernel.astype(self.dtype))
