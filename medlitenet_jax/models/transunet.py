@@ -71,6 +71,7 @@ class StandardisedConv(nn.Module):
     shape = (self.side, self.side, x.shape[-1], self.features)
     kernel = standardised(parameter(self, "kernel", kernel_init, shape))
     if self.side == 1:
+      # On a CPU the gradient of the product takes about half as long as that of XLA's convolution.
       every = x[:, :: self.stride, :: self.stride].astype(self.dtype)
       return ops.pointwise_conv(every, kernel.astype(self.dtype))
     reach = (self.side - 1) // 2
