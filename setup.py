@@ -6,6 +6,10 @@ pyproject.toml has everything else. It can find packages or place one elsewhere,
 from setuptools import find_packages, setup
 
 setup(
-  packages=[*find_packages(include=["medlitenet_jax*"]), "medlitenet_jax.configs"],
+  packages=[
+    *find_packages(include=["medlitenet_jax*"]),
+    "medlitenet_jax.configs",
+    "medlitenet_jax.configs.table1",
+  ],
   package_dir={"medlitenet_jax.configs": "configs"},
 )

@@ -7,7 +7,56 @@ one and change a few lines. `docs/paper.md` says where the paper is silent or co
 and what was chosen.
 """
 
+import functools
+
 from ml_collections import ConfigDict, config_dict
+
+
+def _add_networks_of_other_papers(model: ConfigDict) -> None:
+  """Adds the sections of those networks to `config.model`; None is the variant's value."""
+  flag, whole, number, several = (
+    functools.partial(config_dict.placeholder, kind) for kind in (bool, int, float, tuple)
+  )
+  model.unet = unet = ConfigDict()
+  unet.width = whole()  # channels of the finest level
+  unet.bilinear = flag()  # the decoder enlarges by interpolation
+
+  model.unet_plus_plus = unet_plus_plus = ConfigDict()
+  unet_plus_plus.width = whole()  # channels of the finest level
+  unet_plus_plus.batch_norm = flag()
+  unet_plus_plus.dropout = number()  # in every node
+  unet_plus_plus.deep_supervision = flag()
+
+  model.attention_unet = attention_unet = ConfigDict()
+  attention_unet.width = whole()  # channels of the finest level
+  attention_unet.grid = flag()  # gates on a coarser grid, as their authors have them
+
+  model.deeplab_v3_plus = deeplab = ConfigDict()
+  deeplab.encoder_dims = several()  # channels of the stem, of seven stages and of the encoder's end
+  deeplab.encoder_blocks = several()  # of the seven stages
+  deeplab.dim = whole()  # channels of the pyramid and the decoder
+  deeplab.skip_dim = whole()  # channels that the decoder sees of the encoder's second stage
+  deeplab.dilations = several()  # of the pyramid
+  deeplab.dropout = number()  # at the pyramid's end
+
+  model.swin_unet = swin_unet = ConfigDict()
+  swin_unet.window = whole()  # tokens a side; inputs are multiples of 32 times as many pixels
+  swin_unet.dim = whole()  # channels of the first stage
+  swin_unet.depths = several()  # blocks of each stage
+  swin_unet.heads = several()  # of attention, of each stage
+  swin_unet.mlp_ratio = whole()
+  swin_unet.drop_path = number()  # how often the deepest block leaves out a residual branch
+
+  model.transunet = transunet = ConfigDict()
+  transunet.image_size = whole()  # pixels a side, the only size that it takes
+  transunet.width = whole()  # channels of the stem
+  transunet.units = several()  # residual units of each stage
+  transunet.dim = whole()  # channels of a token
+  transunet.layers = whole()
+  transunet.heads = whole()
+  transunet.mlp_dim = whole()
+  transunet.decoder_dims = several()  # channels, deepest stage first
+  transunet.dropout = number()  # in the transformer
 
 
 def get_config() -> ConfigDict:
@@ -140,6 +189,7 @@ def get_config() -> ConfigDict:
   medlitenet.aspp_grid = config_dict.placeholder(int)  # that the dilations are meant for; 0: any
   medlitenet.classes = 0  # number of classes in data.class_column; 0: none
   medlitenet.dropout = 0.1  # in the mixer
+  _add_networks_of_other_papers(config.model)
 
   config.loss = ConfigDict()
   # One section per term; a weight of 0 turns it off.
@@ -154,6 +204,10 @@ def get_config() -> ConfigDict:
   # None: 0.2 for a network that has such maps, otherwise 0.
   config.loss.boundaries.weight = config_dict.placeholder(float)
   config.loss.boundaries.width = 0.005  # on either side of the border, of the image's side
+  config.loss.deep = ConfigDict()  # of the masks that a network's inner layers give
+  # None: for a network that has such masks their number, so that each counts as the mask does with
+  # the weights above; otherwise 0.
+  config.loss.deep.weight = config_dict.placeholder(float)
   config.loss.classes = ConfigDict()  # cross-entropy of the classes, where they are known
   config.loss.classes.weight = 0.0
 

@@ -24,12 +24,14 @@ def find_recipe(name: str) -> str:
     name: of a file, as the command line has it.
 
   Returns:
-    The same where there is such a file. Otherwise, for `configs/NAME.py` and `NAME.py`, the
-    recipe of that name that came with the project; the same again if there is none.
+    The same where there is such a file. Otherwise, for `configs/NAME.py` and `NAME.py`, where NAME
+    may begin with `table1/`, the recipe of that name that came with the project; the same again if
+    there is none.
   """
   path = Path(name)
-  own = FOLDER / path.name
-  if not path.is_file() and path.parent in (Path(), Path("configs")) and own.is_file():
+  inside = path.relative_to("configs") if path.parts[0] == "configs" else path
+  own = FOLDER / inside
+  if not path.is_file() and inside.parent in (Path(), Path("table1")) and own.is_file():
     return str(own)
   return name
 

@@ -22,10 +22,12 @@ from medlitenet_jax.config import (
   resolve,
 )
 from medlitenet_jax.data.augment.policy import AugmentPolicy
-from medlitenet_jax.models.registry import NETWORKS
+from medlitenet_jax.models.registry import NETWORKS, resolve_model
 from medlitenet_jax.system.errors import InputError
 
+TABLE1 = sorted(p.stem for p in (ROOT / "configs" / "table1").glob("*.py") if p.stem != "__init__")
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+RECIPES += [f"table1.{name}" for name in TABLE1]
 PACKAGE = ROOT / "medlitenet_jax"
 small_config = functools.partial(small_runs.small_config, **REDUCED)
 
@@ -56,7 +58,10 @@ def test_every_recipe_resolves(name, platform):
   config = resolve(recipe, platform)
   assert config.is_locked
   values = dict(flatten(config))
-  assert set(values) == set(dict(flatten(get_config())))
+  others = tuple(f"model.{name}." for name in NETWORKS if name != config.model.name)
+  assert set(values) == {
+    field for field, _ in flatten(get_config()) if not field.startswith(others)
+  }
   own = bool(config.ensemble.members)  # each member has a size and a precision of its own
   assert config.precision == ("auto" if own else "float32" if platform == "cpu" else "bfloat16")
   assert None not in values.values() and ("auto" in values.values()) == own
@@ -75,6 +80,25 @@ def test_recipes_differ_from_the_base_in_what_they_say():
     assert config.seed != base.seed
     expected = NETWORKS["medlitenet"].variants[name]
     assert {field: config.model.medlitenet[field] for field in expected} == expected
+
+
+@pytest.mark.parametrize("name", TABLE1)
+def test_networks_of_other_papers_have_the_recipe_of_the_paper(name):
+  config = resolve(importlib.import_module(f"configs.table1.{name}").get_config(), "cpu")
+  changed = differences(resolve(get_config(), "cpu"), config)
+  assert config.model.name == name and config.model.variant == "base"
+  sizes = {"train.image_sizes", "eval.image_size"}
+  assert {field for field in changed if not field.startswith("model.")} in (set(), sizes)
+  if config.train.image_sizes != get_config().train.image_sizes:
+    assert config.train.image_sizes == (224,)  # as published
+
+
+def test_every_network_has_a_section_with_its_fields_and_a_recipe():
+  sections = {name: set(fields) for name, fields in get_config().model.items() if name in NETWORKS}
+  assert sections.keys() == {"medlitenet", *TABLE1}
+  for name, fields in sections.items():
+    resolved = resolve_model({"name": name, "variant": "base"})
+    assert fields == set(resolved[name])
 
 
 @pytest.mark.parametrize(
@@ -493,6 +517,7 @@ def test_evaluation_size_0_is_the_last_of_training():
 UNPACKED = {
   "augment": ("policy", ("data/augment/geometry.py", "data/augment/photometric.py")),
   "medlitenet": ("self", ("models/medlitenet/network.py",)),
+  **{name: ("self", (f"models/{name}.py",)) for name in TABLE1},
   "preprocess": ("self", ("data/images/preprocess.py",)),
 }
 ALIASES = {
@@ -501,6 +526,7 @@ ALIASES = {
 }  # a group under another name in a function that is given it
 
 
+@functools.cache
 def fields_read(path):
   """Every `GROUP.FIELD` and `GROUP["FIELD"]` that a source file reads; the latter as a pattern."""
   found = set()

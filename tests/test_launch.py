@@ -289,7 +289,7 @@ def test_the_installed_command_finds_the_recipes_that_came_with_it(tmp_path):
       timeout=60,
     ).stderr
 
-  for recipe in ("configs/quickstart.py", "wide_context.py"):
+  for recipe in ("configs/quickstart.py", "wide_context.py", "configs/table1/unet.py"):
     error = start(f"--config={recipe}", "--config.train.batchsize=8")
     assert error.startswith("medlitenet: error: no such config field: batchsize"), error
   assert "--config=configs/no.py: no such file" in start("--config=configs/no.py")

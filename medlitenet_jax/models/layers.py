@@ -116,16 +116,18 @@ class Linear(nn.Module):
   Attributes:
     features: output channels.
     dtype: compute dtype.
+    kernel_init: initialiser of the kernel [C, features].
   """
 
   features: int
   dtype: jnp.dtype = jnp.float32
+  kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(self, x):
     """Maps [..., C] to [..., features]."""
     shape = (x.shape[-1], self.features)
-    kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+    kernel = parameter(self, "kernel", self.kernel_init, shape)
     bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
     return (jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)) + bias).astype(self.dtype)
 

@@ -462,6 +462,79 @@ def _upsample_backward(form, _, grad):
 upsample2x.defvjp(_upsample_forward, _upsample_backward)
 
 
+def _aligned_weights(size: int, factor: int, axis: int) -> list[np.ndarray]:
+  """What values, `factor` times as many along an axis, take of those before, at and after them.
+
+  Of n old values, the new ones factor k to factor k + factor - 1 lie less than a step from the old
+  one k, so that it and its two neighbours are all that they see.
+
+  Args:
+    size: number of old values.
+    factor: 2 or more.
+    axis: of [B, H, W, C].
+
+  Returns:
+    Three [factor, n, 1, ...], to be multiplied with arrays of rank 4, the axis at its place.
+  """
+  places = np.arange(factor * size) * (size - 1) / (factor * size - 1)
+  steps = places.reshape(size, factor).T - np.arange(size)
+  steps = steps.reshape(factor, size, *(1,) * (3 - axis)).astype(np.float32)
+  return [np.maximum(0, -steps), 1 - np.abs(steps), np.maximum(0, steps)]
+
+
+def _lerp_aligned(x, axis: int, factor: int):
+  """Enlarges one axis, the first and last values of which stay the first and the last."""
+  x = x.astype(jnp.float32)
+  before = jnp.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, -1)], axis)
+  after = jnp.concatenate([_part(x, axis, 1, None), _part(x, axis, -1, None)], axis)
+  weights = zip(*_aligned_weights(x.shape[axis], factor, axis), strict=True)
+  new = jnp.stack([before * b + x * at + after * a for b, at, a in weights], axis + 1)
+  return new.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def _lerp_aligned_grad(grad, axis: int, factor: int):
+  """Adjoint of `_lerp_aligned`: an old value gathers from all new ones that have seen it."""
+  size = grad.shape[axis] // factor
+  new = grad.reshape(*grad.shape[:axis], size, factor, *grad.shape[axis + 1 :])
+  to_before, to_own, to_after = (
+    sum(jnp.take(new, i, axis + 1) * w for i, w in enumerate(weights))
+    for weights in _aligned_weights(size, factor, axis)
+  )
+  none = jnp.zeros_like(_part(to_own, axis, 0, 1))
+  from_next = jnp.concatenate([_part(to_before, axis, 1, None), none], axis)
+  from_last = jnp.concatenate([none, _part(to_after, axis, 0, -1)], axis)
+  return to_own + from_next + from_last
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def enlarge_aligned(x, factor: int):
+  """Multiplies height and width by bilinear interpolation with the corner pixels on each other.
+
+  So do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot. Sums are
+  float32 inside.
+
+  Args:
+    x: [B, H, W, C], any float dtype.
+    factor: 2 or more.
+
+  Returns:
+    [B, factor H, factor W, C] in the dtype of x.
+  """
+  return _lerp_aligned(_lerp_aligned(x, 1, factor), 2, factor).astype(x.dtype)
+
+
+def _aligned_forward(x, factor):
+  return enlarge_aligned(x, factor), None
+
+
+def _aligned_backward(factor, _, grad):
+  wide = _lerp_aligned_grad(grad.astype(jnp.float32), 2, factor)
+  return (_lerp_aligned_grad(wide, 1, factor).astype(grad.dtype),)
+
+
+enlarge_aligned.defvjp(_aligned_forward, _aligned_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(x, scale, bias, epsilon: float, activate: bool):
   """Normalises by the batch's own statistics, then optionally applies SiLU.

@@ -8,13 +8,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
+from medlitenet_jax.models.attention_unet import ENTRY as ATTENTION_UNET
+from medlitenet_jax.models.deeplab_v3_plus import ENTRY as DEEPLAB_V3_PLUS
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.medlitenet.entry import ENTRY as MEDLITENET
 from medlitenet_jax.models.structure import inspect_model
+from medlitenet_jax.models.swin_unet import ENTRY as SWIN_UNET
+from medlitenet_jax.models.transunet import ENTRY as TRANSUNET
+from medlitenet_jax.models.unet import ENTRY as UNET
+from medlitenet_jax.models.unet_plus_plus import ENTRY as UNET_PLUS_PLUS
 from medlitenet_jax.system.errors import InputError
 
 NETWORKS: dict[str, Entry] = {
   "medlitenet": MEDLITENET,
+  "unet": UNET,
+  "unet_plus_plus": UNET_PLUS_PLUS,
+  "attention_unet": ATTENTION_UNET,
+  "deeplab_v3_plus": DEEPLAB_V3_PLUS,
+  "swin_unet": SWIN_UNET,
+  "transunet": TRANSUNET,
 }
 # Fields of `config.model` that all networks share, each with the value that every network accepts.
 # A network that accepts other values has a module attribute of the same name.

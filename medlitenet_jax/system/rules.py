@@ -36,6 +36,10 @@ class Rule(NamedTuple):
     if not holds:
       raise InputError(f"{field} takes {self.takes}, not {value!r:.80}")
 
+  def verdict(self, value: Any) -> tuple[bool, str]:
+    """Whether a value keeps the rule, and what is allowed, as `Entry.rules` has them."""
+    return self.holds(value), f"takes {self.takes}"
+
 
 def whole(least: int, most: int) -> Rule:
   """A whole number from `least` to `most`."""
@@ -57,6 +61,13 @@ def number(
   return Rule(
     lambda v: math.isfinite(v) and least <= v <= most and above < v < below,
     f"a number {' and '.join(bounds)}" if bounds else "a finite number",
+  )
+
+
+def several(count: int, each: Rule) -> Rule:
+  """A tuple of `count` values that keep a rule."""
+  return Rule(
+    lambda v: len(v) == count and all(map(each.holds, v)), f"{count} values, each {each.takes}"
   )
 
 

@@ -123,7 +123,25 @@ def _boundaries_term(outputs, targets, *, width: float):
   for logits in outputs["boundaries"].values():
     factor = band.shape[1] // logits.shape[1]
     border = nn.max_pool(band, (factor, factor), (factor, factor))
-    losses.append(0.5 * (bce_loss(logits, border) + dice_loss(logits, border)))
+    losses.append(_bce_and_dice(logits, border))
+  return _mean(losses)
+
+
+def _deep_term(outputs, targets):
+  """Mean of cross-entropy and soft Dice of every further mask that the network returns."""
+  if not outputs.get("deep"):
+    raise InputError(
+      "config.loss.deep: the network returns no masks of its inner layers; U-Net++ does with "
+      "deep_supervision=True; otherwise set the weight to 0"
+    )
+  return _mean([_bce_and_dice(logits, targets["mask"]) for logits in outputs["deep"].values()])
+
+
+def _bce_and_dice(logits, mask):
+  return 0.5 * (bce_loss(logits, mask) + dice_loss(logits, mask))
+
+
+def _mean(losses):
   return functools.reduce(jnp.add, losses) / len(losses)
 
 
@@ -160,6 +178,7 @@ TERMS: dict[str, Term] = {
   ),
   "dice": Term(_dice_term, {"epsilon": number(above=0)}),
   "boundaries": Term(_boundaries_term, {"width": number(least=0, most=0.5)}),
+  "deep": Term(_deep_term),
   "classes": Term(_classes_term),
 }
 

@@ -171,6 +171,22 @@ def test_enlarging_is_jaxs_resize(target):
   np.testing.assert_allclose(ops.enlarge(x, *target), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "factor"), [((2, 3), 2), ((5, 1), 4)])
+def test_enlarging_aligned_keeps_the_corners(size, factor):
+  """On straight lines between old values, the ends of which stay, and the gradient is adjoint."""
+  x, grad = normal(2, *size, 3), normal(2, *(factor * side for side in size), 3, seed=1)
+  rows, columns = (
+    np.array([np.interp(np.linspace(0, n - 1, factor * n), range(n), one) for one in np.eye(n)])
+    for n in size
+  )
+  y, pull = jax.vjp(functools.partial(ops.enlarge_aligned, factor=factor), x)
+  np.testing.assert_allclose(y, np.einsum("bhwc,hH,wW->bHWc", x, rows, columns), atol=1e-6)
+  expected = np.einsum("bHWc,hH,wW->bhwc", grad, rows, columns)
+  np.testing.assert_allclose(pull(jnp.asarray(grad))[0], expected, atol=1e-5)
+  half = ops.enlarge_aligned(x.astype(jnp.bfloat16), factor)
+  assert half.dtype == jnp.bfloat16
+
+
 def test_wide_einsum_sums_halves_in_float32_and_its_gradient_is_half():
   a, b = normal(3, 40, dtype=jnp.bfloat16), normal(40, 5, dtype=jnp.bfloat16)
   exact = np.asarray(a, np.float32) @ np.asarray(b, np.float32)

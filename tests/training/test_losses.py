@@ -183,6 +183,19 @@ def test_boundary_maps_are_compared_with_the_border_in_each_of_their_cells():
     create_objective(terms)({"mask": maps[16]}, {"mask": mask})
 
 
+def test_every_further_mask_counts_alike():
+  rng = np.random.default_rng(0)
+  mask = (rng.random((2, 8, 8, 1)) > 0.6).astype(np.uint8)
+  masks = {name: rng.normal(size=(2, 8, 8, 1)).astype(np.float32) for name in ("first", "second")}
+  objective = create_objective({"deep": {"weight": 2.0}})
+  loss, parts = objective({"mask": masks["first"], "deep": masks}, {"mask": mask})
+  each = [0.5 * (cross_entropy(x, mask) + soft_dice(x, mask)) for x in masks.values()]
+  np.testing.assert_allclose(loss, 2 * np.mean(each), rtol=1e-5)
+  assert set(parts) == {"deep_loss"}
+  with pytest.raises(InputError, match="returns no masks of its inner layers"):
+    objective({"mask": masks["first"]}, {"mask": mask})
+
+
 def test_a_term_of_weight_0_is_left_out():
   _, parts = objective(dice=0.0)(*cases())
   assert set(parts) == {"bce_loss"}
@@ -207,7 +220,7 @@ def test_classes_are_scored_where_they_are_known():
 @pytest.mark.parametrize(
   ("terms", "says"),
   [
-    ({"focal": {"weight": 1.0}}, "bce, dice, boundaries, classes"),
+    ({"focal": {"weight": 1.0}}, "bce, dice, boundaries, deep, classes"),
     ({"dice": {"weight": 1.0}}, r"config\.loss\.dice takes weight, epsilon; .* epsilon"),
     ({"dice": {"weight": 1.0, "epsilon": 1.0, "width": 2}}, "width"),
     ({"dice": {"weight": -1.0, "epsilon": 1.0}}, r"config\.loss\.dice\.weight"),

@@ -1,0 +1,15 @@
+"""U-Net under the recipe of the paper.
+
+python launch.py --config=configs/table1/unet.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+  """Returns the base recipe for the network."""
+  config = base.get_config()
+  config.model.name = "unet"
+  return config
