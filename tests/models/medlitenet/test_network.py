@@ -13,7 +13,7 @@ from configs.base import get_config
 from medlitenet_jax.config import resolve
 from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model, resolve_model
+from medlitenet_jax.models.registry import NETWORKS, create_model, resolve_model
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.losses import create_objective
 
@@ -328,7 +328,7 @@ def test_every_field_changes_the_network():
   }
   model = fields()
   # What the switches of `REMOVED` do is tested above.
-  assert {*changed, *REMOVED} == ({*model, *model["medlitenet"]} - {"name", "medlitenet"})
+  assert {*changed, *REMOVED} == ({*model, *model["medlitenet"]} - {"name", *NETWORKS})
 
   def program(model, variables):
     step = functools.partial(model.apply, train=True, mutable=["batch_stats"])
