@@ -85,6 +85,9 @@ def get_config() -> ConfigDict:
   config.data.split_seed = 0
   config.data.val_fraction = 0.1  # of the groups
   config.data.test_fraction = 0.1
+  # Number of parts that train and val together are divided into anew, by group; 0: none.
+  config.data.folds = 0
+  config.data.fold = 0  # the part that is val, from 0; the others are train
   config.data.max_train_images = 0  # of train, drawn at random by the seed; 0: all
   config.data.max_eval_images = 0  # of the split that is scored, for every seed the same; 0: all
   config.data.num_threads = 0  # reader threads; 0: one per core. Does not change the order of cases

@@ -76,6 +76,8 @@ FIELDS: dict[str, Field] = {
   "data.split_seed": Field(whole(0, 2**32 - 1)),
   "data.val_fraction": Field(number(least=0, most=1)),
   "data.test_fraction": Field(number(least=0, most=1)),
+  "data.folds": Field(Rule(lambda v: v == 0 or 2 <= v <= 1000, "0, or 2 to 1000")),
+  "data.fold": Field(whole(0, 999)),
   "data.max_train_images": Field(whole(0, _INT32)),
   "data.max_eval_images": Field(whole(0, _INT32)),
   "data.num_threads": Field(whole(1, 1024), FREE),
@@ -251,6 +253,11 @@ def _check(config: ConfigDict) -> None:
     raise InputError(
       f"config.data.val_fraction is {config.data.val_fraction!r}; with config.data.test_fraction, "
       f"which is {config.data.test_fraction!r}, it must not exceed 1"
+    )
+  if config.data.fold >= max(1, config.data.folds):
+    raise InputError(
+      f"config.data.fold is {config.data.fold}, but config.data.folds is {config.data.folds}; "
+      "folds are counted from 0"
     )
   if not config.train.epochs and not config.train.max_steps:
     raise InputError("config.train.epochs and config.train.max_steps are both 0; give one of them")

@@ -105,6 +105,14 @@ def create_stub():
   return create_model(config.model.to_dict(), DTYPES[config.precision])
 
 
+def shapes_of(module, *inputs, **options):
+  """Shapes of a module's variables for these inputs; nothing is computed."""
+  import jax
+
+  init = functools.partial(module.init, **options)
+  return jax.eval_shape(init, jax.random.key(0), *inputs)
+
+
 @contextlib.contextmanager
 def compiled_as_by_launch():
   """Lets this process compile as those of `launch` do, and use what they have compiled."""

@@ -226,6 +226,8 @@ BAD_VALUES = {
   "data__split_seed": -1,
   "data__val_fraction": 0.95,
   "data__test_fraction": -0.1,
+  "data__folds": 1,
+  "data__fold": 1,
   "data__max_train_images": -1,
   "data__max_eval_images": -5,
   "data__synthetic__image_size": 31,

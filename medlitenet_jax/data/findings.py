@@ -94,8 +94,7 @@ def find_small_splits(counts: Mapping[str, int]) -> list[Problem]:
   """
   few = (
     "only {} in {}, too few for a score to mean much; put more there, or leave other photographs "
-    "out in each of several runs and average their scores (--config.data.split_seed=1, 2, ... if "
-    "a hash splits them; k-fold by splits.csv otherwise)"
+    "out in each of several runs and average their scores (--mode=repeat --config.data.folds=5)"
   )
   advice = {
     "train": "only {} in {}, too few to learn from; add photographs, or start from released "

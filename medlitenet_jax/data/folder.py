@@ -12,7 +12,7 @@ from typing import Any
 
 from medlitenet_jax.data.images import image_files
 from medlitenet_jax.data.images.mask_values import UnclearMaskError
-from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE, SplitRule, assign_splits
+from medlitenet_jax.data.splits import SPLITS, SPLITS_FILE, SplitRule, assign_splits, split_rule
 from medlitenet_jax.system.errors import InputError
 
 # Whether each kind of problem stops training. Training reports the earliest kind in this order.
@@ -125,13 +125,7 @@ def create_scan(data: Mapping[str, Any], splits: Sequence[str] = SPLITS) -> Scan
   Raises:
     InputError: see `scan_folder`.
   """
-  rule = SplitRule(
-    group_column=data["group_column"],
-    seed=data["split_seed"],
-    val_fraction=data["val_fraction"],
-    test_fraction=data["test_fraction"],
-  )
-  return scan_folder(Path(data["root"]), data["mask_suffix"], rule, splits)
+  return scan_folder(Path(data["root"]), data["mask_suffix"], split_rule(data), splits)
 
 
 def scan_folder(root: Path, mask_suffix: str, rule: SplitRule, splits: Sequence[str]) -> Scan:

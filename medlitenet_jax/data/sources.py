@@ -17,7 +17,7 @@ import numpy as np
 from medlitenet_jax.data.cases import CLASS, Case, Source
 from medlitenet_jax.data.folder import FolderCase, Scan, create_scan, size_mismatch
 from medlitenet_jax.data.images import image_files
-from medlitenet_jax.data.splits import ALL, SPLITS, SPLITS_FILE, read_classes
+from medlitenet_jax.data.splits import ALL, SPLITS, SPLITS_FILE, read_classes, split_rule
 from medlitenet_jax.data.synthetic import draw_dermoscopy
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.system.rules import one_of
@@ -25,7 +25,9 @@ from medlitenet_jax.system.rules import one_of
 logger = logging.getLogger(__name__)
 
 SET_NAMES = ("isic2018", "isic2017", "isic2016", "ph2", "ham10000")  # keys of official.BUILDERS
+GROUPED = ("ham10000",)  # several photographs of a lesion, whose names are not kept
 SOURCES = ("folder", "synthetic", *SET_NAMES)
+FOLDED = ("train", "val")  # what config.data.folds divides
 
 
 class SyntheticSource:
@@ -168,21 +170,45 @@ def create_source(
       f"config.data.class_column names a column of splits.csv, which {data['source']} has not; "
       "leave it empty, or set config.data.source=folder"
     )
+  if data["folds"] and data["source"] in GROUPED:
+    raise InputError(
+      f"config.data.folds: {data['source']} has several photographs of a lesion, which folds would "
+      "take apart; give it as a folder with the lesions in splits.csv (config.data.group_column)"
+    )
   splits = SPLITS if split == ALL else (split,)
-  found: Sequence[Source]
-  if data["source"] == "folder":
-    found = _folder_sources(data, splits, to_score, bool(column))
-  elif data["source"] == "synthetic":
-    found = _synthetic_sources(data["synthetic"], splits, seed)
-  else:
-    from medlitenet_jax.data.public import official  # here because importing TFDS is slow
+  if (
+    data["folds"] and split in FOLDED and data["source"] != "folder"
+  ):  # which deals with its groups
+    found = _open(data, FOLDED, seed, to_score, bool(column))
+    return limited(_fold(found, split, data), data, split, seed)
+  found = _open(data, splits, seed, to_score, bool(column))
+  return limited(_joined(found) if split == ALL else found[0], data, split, seed)
 
-    builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
-    found = official.prepared_sources(builder, splits, to_score)
-  if split == ALL:
-    joined = [(source, index) for source in found for index in range(len(source))]
-    return limited(SomeCases(joined), data, split, seed)
-  return limited(found[0], data, split, seed)
+
+def _open(
+  data: Mapping[str, Any], splits: Sequence[str], seed: int, to_score: bool, with_classes: bool
+) -> Sequence[Source]:
+  """Splits of the source that the configuration names; of several, those that are not empty."""
+  if data["source"] == "folder":
+    return _folder_sources(data, splits, to_score, with_classes)
+  if data["source"] == "synthetic":
+    return _synthetic_sources(data["synthetic"], splits, seed)
+  from medlitenet_jax.data.public import official  # here because importing TFDS is slow
+
+  builder = official.create_builder(data["source"], Path(data["root"]), data["working_size"])
+  return official.prepared_sources(builder, splits, to_score)
+
+
+def _joined(sources: Sequence[Source]) -> SomeCases:
+  """The cases of several sources, one after the other."""
+  return SomeCases([(source, index) for source in sources for index in range(len(source))])
+
+
+def _fold(sources: Sequence[Source], split: str, data: Mapping[str, Any]) -> SomeCases:
+  """The cases of train and val that are in a split by `config.data.folds`."""
+  places = {source.case_ids[i]: (source, i) for source in sources for i in range(len(source))}
+  splits = split_rule(data).deal(dict.fromkeys(places, "train"), {})
+  return SomeCases([place for case_id, place in places.items() if splits[case_id] == split])
 
 
 def _folder_sources(

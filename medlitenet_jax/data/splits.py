@@ -1,9 +1,12 @@
-"""Assigns photographs to splits: by `splits.csv`, or by a hash of their name or group."""
+"""Assigns photographs to splits: by `splits.csv`, by a hash of their name or group, or in folds."""
 
+import collections
 import dataclasses
 import hashlib
-from collections.abc import Collection, Sequence
+import heapq
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medlitenet_jax.data.images.image_files import without_ending
 from medlitenet_jax.system.errors import InputError
@@ -25,12 +28,16 @@ class SplitRule:
     seed: seed of the split.
     val_fraction: fraction of the groups, from 0 to 1.
     test_fraction: fraction of the groups, from 0 to 1.
+    folds: number of parts that `deal` makes of train and val; 0: it leaves them as they are.
+    fold: which of them is val, from 0.
   """
 
   group_column: str
   seed: int
   val_fraction: float
   test_fraction: float
+  folds: int = 0
+  fold: int = 0
 
   def split_of(self, name: str) -> str:
     """Split of a case or group. It depends only on the name, so adding files changes no split.
@@ -38,11 +45,63 @@ class SplitRule:
     The name is hashed into [0, 1): test takes the lower end and val the upper, so changing one
     fraction does not affect the other split.
     """
-    digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-    position = int.from_bytes(digest[:6], "big") / 2**48
+    position = self._position(name)
     if position < self.test_fraction:
       return "test"
     return "val" if position >= 1 - self.val_fraction else "train"
+
+  def deal(self, splits: Mapping[str, str], groups: Mapping[str, str]) -> dict[str, str]:
+    """Divides train and val anew into `folds` parts, of which number `fold` is val.
+
+    The largest groups are dealt first, each to the part with the fewest cases, so the parts differ
+    by no more cases than the largest group has. Among equals the hash of the name decides. Unlike
+    in `split_of`, a new file can move others to another part.
+
+    Args:
+      splits: split of each case, by name.
+      groups: group of each case that has one, by name.
+
+    Returns:
+      The new split of each case, in the same order; those of test stay.
+
+    Raises:
+      InputError: if a part would be empty.
+    """
+    if not self.folds:
+      return dict(splits)
+    group_of = {name: groups.get(name) or name for name in splits if splits[name] != "test"}
+    sizes = collections.Counter(group_of.values())
+    if len(sizes) < self.folds:
+      raise InputError(
+        f"config.data.folds is {self.folds}, but outside of test there are {len(sizes)} "
+        f"{'groups' if groups else 'cases'}; set a smaller number"
+      )
+    parts = [(0, number) for number in range(self.folds)]  # a heap of (cases, part)
+    part = {}
+    for group in sorted(sizes, key=lambda group: (-sizes[group], self._position(group), group)):
+      cases, part[group] = parts[0]
+      heapq.heapreplace(parts, (cases + sizes[group], part[group]))
+    return {
+      name: ("val" if part[group_of[name]] == self.fold else "train") if name in group_of else split
+      for name, split in splits.items()
+    }
+
+  def _position(self, name: str) -> float:
+    """The hash of a name, as a number in [0, 1)."""
+    digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def split_rule(data: Mapping[str, Any]) -> SplitRule:
+  """The rule that `config.data` describes, given as a mapping."""
+  return SplitRule(
+    group_column=data["group_column"],
+    seed=data["split_seed"],
+    val_fraction=data["val_fraction"],
+    test_fraction=data["test_fraction"],
+    folds=data["folds"],
+    fold=data["fold"],
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +139,12 @@ def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Ass
   """
   table = _read_rows(path, rule.group_column)
   if table is None:
-    return Assignment({case_id: rule.split_of(case_id) for case_id in case_ids}, [], [])
+    hashed = {case_id: rule.split_of(case_id) for case_id in case_ids}
+    return Assignment(rule.deal(hashed, {}), [], [])
   id_column, split_column = table.column("id") or "", table.column("split")
   group_column = table.column(rule.group_column) if rule.group_column else None
   splits: dict[str, str] = {}
+  groups: dict[str, str] = {}
   members: dict[str, set[str]] = {}  # the splits of each group's rows
   refusals = []
   known = frozenset(case_ids)
@@ -101,6 +162,7 @@ def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Ass
     else:
       splits[case_id] = split
       if group:
+        groups[case_id] = group
         members.setdefault(group, set()).add(split)
       continue
     refusals.append((case_id, f"{path} line {number}: {reason}"))
@@ -113,7 +175,7 @@ def assign_splits(path: Path, case_ids: Collection[str], rule: SplitRule) -> Ass
   unlisted = [case_id for case_id in case_ids if case_id not in splits]
   if not split_column:
     splits |= {case_id: rule.split_of(case_id) for case_id in unlisted}
-  return Assignment(splits, refusals, unlisted)
+  return Assignment(rule.deal(splits, groups), refusals, unlisted)
 
 
 def read_classes(path: Path, column: str, case_ids: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -196,6 +196,44 @@ def test_groups_stay_together(many, caplog):
   assert "10 photographs are in no group" in warning
 
 
+@pytest.mark.parametrize("column", ["", "patient"])
+def test_folds_divide_train_and_val_by_group(many, column):
+  def deal(**fields):
+    if column:
+      return all_splits(many, group_column=column, test_fraction=0.3, **fields)
+    return {
+      case_id: split
+      for split in ("train", "val", "test")
+      for case_id in create_source(synthetic(**fields), split, 0).case_ids
+    }
+
+  plain = deal()
+  folds = [deal(folds=4, fold=fold) for fold in range(4)]
+  kept = [case_id for case_id in plain if plain[case_id] == "test"]
+  assert kept and all([c for c in fold if fold[c] == "test"] == kept for fold in folds)
+  times = {c: [fold[c] for fold in folds].count("val") for c in plain if plain[c] != "test"}
+  assert set(times.values()) == {1}
+  sizes = [list(fold.values()).count("val") for fold in folds]
+  assert max(sizes) - min(sizes) <= (3 if column else 1)  # the largest group
+  assert deal(folds=4, fold=1) == folds[1] != deal(folds=4, fold=1, split_seed=1)
+  for number in range(0, 90 if column else 0, 3):
+    sisters = {folds[2][f"case_{n}"] for n in range(number, number + 3) if n % 9}
+    assert len(sisters) == 1
+
+
+def synthetic(**fields):
+  """`config.data` of 22 generated pictures."""
+  counts = {"num_train": 14, "num_val": 5, "num_test": 3, "image_size": 32}
+  return data(source="synthetic", synthetic=counts, **fields)
+
+
+def test_folds_without_cases_or_known_groups_are_refused(root):
+  with pytest.raises(InputError, match=r"data\.folds is 6, but outside of test there are 4"):
+    folder_source(root, "train", folds=6)
+  with pytest.raises(InputError, match="has several photographs of a lesion"):
+    create_source(data(source="ham10000", folds=2), "train", 0)
+
+
 def test_group_in_two_splits_is_refused_by_name(root):
   rows = [f"{c},{s},{'twin' if c in 'ab' else c}" for c, s in SPLITS.items()]
   (root / "splits.csv").write_text("\n".join(["id,split,lesion", *rows]) + "\n")

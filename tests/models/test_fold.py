@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import MODEL, compiled_as_by_launch
+from small_runs import MODEL, compiled_as_by_launch, shapes_of
 
 from configs.base import get_config
 from medlitenet_jax.models.fold import Fold, fold_batch_norm, fold_loaded
@@ -53,7 +53,7 @@ def folded_variables(model, variables, size):
 )
 def test_a_folded_block_computes_the_same(randomise, block):
   block, x = Wrapped(block), normal(2, 8, 8, 3)
-  variables = randomise(init(block, x))
+  variables = randomise(shapes_of(block, x))
   folded = folded_variables(block, variables, 8)
   assert set(folded) == {"params"} and "scale" not in names(folded)
   expected = block.apply(variables, x)
@@ -64,24 +64,23 @@ def test_a_folded_block_computes_the_same(randomise, block):
 def test_a_folded_network_gives_the_same_probabilities(randomise, change):
   model = small_network(**change)
   x = normal(2, 64, 64, 3)
-  variables = randomise(init(model, x))
+  variables = randomise(shapes_of(model, x))
 
-  def probs(x):
-    both = (variables, folded_variables(model, variables, 64))
-    return [jax.nn.sigmoid(model.apply(own, x)["mask"]) for own in both]
+  def probs(variables, x):
+    folded = folded_variables(model, variables, 64)
+    return *(jax.nn.sigmoid(model.apply(own, x)["mask"]) for own in (variables, folded)), folded
 
   with compiled_as_by_launch():
-    expected, folded = jax.jit(probs)(x)
+    expected, found, folded = jax.jit(probs)(variables, x)
   assert np.std(expected) > 0.02
-  np.testing.assert_allclose(folded, expected, rtol=0, atol=1e-5)
-  folded = folded_variables(model, variables, 64)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
   assert set(folded) == {"params"}
   assert not {"scale", "mean", "var"} & names(folded["params"]["encoder"])
 
 
 def test_loaded_variables_are_folded_alike(randomise):
   model = small_network()
-  variables = randomise(init(model, normal(2, 64, 64, 3)))
+  variables = randomise(shapes_of(model, normal(2, 64, 64, 3)))
   folds = inspect_model(model, 64).folds
   with compiled_as_by_launch():
     expected = jax.jit(functools.partial(fold_batch_norm, folds=folds))(variables)
@@ -93,7 +92,7 @@ def test_loaded_variables_are_folded_alike(randomise):
 def test_folding_saves_one_multiplication_per_value(randomise):
   """The folded program has no statistics and no products with them."""
   block, x = Wrapped(SeparableConv(6)), normal(1, 8, 8, 3)
-  variables = randomise(init(block, x))
+  variables = randomise(shapes_of(block, x))
   count = {
     name: str(jax.make_jaxpr(lambda own: block.apply(own, x))(own)).count(" mul ")
     for name, own in (("whole", variables), ("folded", folded_variables(block, variables, 8)))
@@ -114,7 +113,7 @@ class Mixed(nn.Module):
 
 def test_a_norm_without_folds_into_stays_and_a_bias_is_folded_too(randomise):
   model, x = Mixed(), normal(2, 8, 8, 3)
-  variables = randomise(init(model, x))
+  variables = randomise(shapes_of(model, x))
   folded = folded_variables(model, variables, 8)
   assert set(folded["batch_stats"]) == {"alone"} and set(folded["params"]["after"]) == {"bias"}
   assert "scale" in folded["params"]["alone"]

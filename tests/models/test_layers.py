@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import shapes_of
 
 from medlitenet_jax.models.layers import ASPP, SCSE, Depthwise, MBConv, Norm, Pointwise
 
@@ -58,7 +59,7 @@ def num_parameters(params):
 def test_mbconv_is_its_definition(randomise, channels, features, stride):
   x = normal(2, 5, 6, channels)
   block = MBConv(features, stride)
-  variables = randomise(block.init(jax.random.key(0), x, train=False))
+  variables = randomise(shapes_of(block, x, train=False))
   p, s = variables["params"], variables["batch_stats"]
   y = silu(norm(pointwise(x, p["expand"]), p["expand_norm"], s["expand_norm"]))
   y = depthwise(y, p["depthwise"], stride=stride)
@@ -101,7 +102,7 @@ def test_norm_in_training_uses_the_batch_and_moves_the_running_statistics(random
 def test_norm_at_inference_uses_the_running_statistics(randomise, activate):
   x = normal(2, 4, 5, 3)
   layer = Norm(activate=activate)
-  variables = randomise(layer.init(jax.random.key(0), x, train=False))
+  variables = randomise(shapes_of(layer, x, train=False))
   y, changed = layer.apply(variables, x, train=False, mutable=["batch_stats"])
   z = norm(x, variables["params"], variables["batch_stats"])
   np.testing.assert_allclose(y, silu(z) if activate else z, rtol=1e-4, atol=1e-5)
@@ -125,7 +126,7 @@ def test_running_statistics_converge_to_those_of_the_data():
 def test_scse_is_its_definition(randomise):
   x = normal(2, 4, 5, 24)
   layer = SCSE()
-  variables = randomise(layer.init(jax.random.key(0), x))
+  variables = randomise(shapes_of(layer, x))
   p = variables["params"]
   assert p["squeeze"]["kernel"].shape == (24, 6)
   hidden = np.maximum(dense(x.mean((1, 2)), p["squeeze"]), 0)
@@ -140,7 +141,7 @@ def test_aspp_is_its_definition(randomise):
   x = normal(2, 9, 7, 6)
   dilations = (1, 2, 12)  # the last reaches beyond the map: its outer taps see only padding
   layer = ASPP(features=5, branch_dim=4, dilations=dilations)
-  variables = randomise(layer.init(jax.random.key(0), x, train=False))
+  variables = randomise(shapes_of(layer, x, train=False))
   p, s = variables["params"], variables["batch_stats"]
   branches = []
   for d in dilations:

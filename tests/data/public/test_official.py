@@ -397,7 +397,7 @@ def test_ph2_is_a_test_set(tmp_path, monkeypatch):
     write(folder / f"{case_id}_lesion" / f"{case_id}_lesion.bmp", encoded(mask * 255, ".bmp"))
     write(folder / f"{case_id}_roi" / f"{case_id}_R1_Label4.bmp", encoded(mask * 255, ".bmp"))
   data = {"source": "ph2", "root": str(tmp_path / "sets"), "working_size": 512}
-  data |= {"max_train_images": 0, "max_eval_images": 0}
+  data |= {"max_train_images": 0, "max_eval_images": 0, "folds": 0}
   prepare_set("ph2", tmp_path / "sets", raw, 512)
   source = create_source(data, "test", 0)
   assert source.case_ids == ["IMD002", "IMD003"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import shapes_of
 
 from medlitenet_jax.models.layers import average_pool
 from medlitenet_jax.models.medlitenet.attention import (
@@ -120,7 +121,7 @@ def test_average_pool_is_the_mean_of_squares():
 def test_attention_is_its_formula(randomise, biased, normalised, contrast):
   x, boundary = normal(2, 7, 12), normal(2, 7, seed=1) if biased else None
   layer = BoundaryBiasedAttention(heads=3, normalised=normalised, contrast=contrast)
-  variables = randomise(layer.init(jax.random.key(0), x, boundary))
+  variables = randomise(shapes_of(layer, x, boundary))
   assert ("boundary_weight" in variables["params"]) == biased
   expected = attention(x, variables["params"], 3, boundary)
   np.testing.assert_allclose(layer.apply(variables, x, boundary), expected, rtol=1e-4, atol=1e-5)
@@ -131,7 +132,7 @@ def test_normalised_attention_never_chooses_one_key_alone(randomise):
   n, d = 50, 16
   layer = BoundaryBiasedAttention(heads=1, normalised=True)
   x = 1e4 * normal(1, n, d)
-  variables = randomise(layer.init(jax.random.key(0), x))
+  variables = randomise(shapes_of(layer, x))
   _, kept = layer.apply(variables, x, mutable=["diagnostics"])
   entropy = kept["diagnostics"]["entropy"]
   _, plain = BoundaryBiasedAttention(heads=1).apply(variables, x, mutable=["diagnostics"])
@@ -162,7 +163,7 @@ def test_a_positive_boundary_weight_raises_attention_to_the_boundary():
 def test_transformer_layer_is_its_formula(randomise):
   x, boundary = normal(2, 7, 12), normal(2, 7, seed=1)
   layer = TransformerLayer(heads=3, mlp_ratio=2)
-  variables = randomise(layer.init(jax.random.key(0), x, boundary, train=False))
+  variables = randomise(shapes_of(layer, x, boundary, train=False))
   expected = transformer_layer(x, variables["params"], 3, boundary)
   y = layer.apply(variables, x, boundary, train=False)
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
@@ -197,7 +198,7 @@ def test_mixer_is_its_formula(randomise, cross_scale, biased, pooled, normalised
   layer = CrossScaleMixer(
     **MIXER, cross_scale=cross_scale, pooled=pooled, normalised=normalised, cycles=2.0
   )
-  variables = randomise(layer.init(jax.random.key(0), deep, fine, boundary, train=False))
+  variables = randomise(shapes_of(layer, deep, fine, boundary, train=False))
   p = variables["params"]
 
   scales = {"deep": dense(deep, p["project_deep"])}
@@ -258,7 +259,7 @@ def test_bias_does_not_depend_on_the_scale_of_the_boundary():
 def test_fusion_is_equation_5(randomise, concatenate):
   conv, context = normal(2, 3, 4, 6), normal(2, 3, 4, 5, seed=1)
   layer = LocalGlobalFusion(concatenate)
-  variables = randomise(layer.init(jax.random.key(0), conv, context))
+  variables = randomise(shapes_of(layer, conv, context))
   p = variables["params"]
   aligned = dense(context, p["align"])
   expected = conv + aligned

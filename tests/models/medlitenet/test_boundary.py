@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import shapes_of
 
 from medlitenet_jax.models.medlitenet.boundary import (
   START,
@@ -68,7 +69,7 @@ def test_a_magnitude_stays_an_edge_detector_of_one_strength_whatever_is_learned(
   x = np.zeros((1, 6, 8, 3), np.float32)
   x[:, :, 4:] = 1
   layer = BoundaryMap(magnitude=True)
-  variables = randomise(layer.init(jax.random.key(0), x))
+  variables = randomise(shapes_of(layer, x))
   response = np.asarray(layer.apply(variables, x))
   assert np.all(response[0, :, 3:5] > 0)
   assert response[0, :, [0, 1, 2, 5, 6, 7]].max() < 0
@@ -91,7 +92,7 @@ def test_a_magnitude_in_half_precision_is_nearly_that_in_float32(randomise):
   even = np.full((1, 16, 16, 8), 7.3, np.float32)
   y, x = np.mgrid[:16, :16] / 16
   smooth = np.stack([np.sin(3 * x + i) + y * i for i in range(8)], axis=-1)[None].astype(np.float32)
-  variables = randomise(BoundaryMap(magnitude=True).init(jax.random.key(0), even))
+  variables = randomise(shapes_of(BoundaryMap(magnitude=True), even))
   wide, half = (BoundaryMap(magnitude=True, dtype=d) for d in (jnp.float32, jnp.bfloat16))
   np.testing.assert_allclose(half.apply(variables, even.astype(jnp.bfloat16)), 0, atol=1e-3)
   rounded = smooth.astype(jnp.bfloat16)
@@ -103,7 +104,7 @@ def test_a_magnitude_in_half_precision_is_nearly_that_in_float32(randomise):
 def test_map_is_equation_6(randomise, magnitude):
   x = normal(2, 5, 4, 3)
   layer = BoundaryMap(magnitude)
-  variables = randomise(layer.init(jax.random.key(0), x))
+  variables = randomise(shapes_of(layer, x))
   expected = boundary_map(x, variables["params"], magnitude)
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
 
@@ -114,7 +115,7 @@ def test_gate_is_equations_6_to_9(randomise, grid, magnitude):
   x = normal(2, 4, 6, 5)
   context = None if grid is None else normal(2, *grid, 7, seed=1)
   layer = BoundaryGate(magnitude)
-  variables = randomise(layer.init(jax.random.key(0), x, context))
+  variables = randomise(shapes_of(layer, x, context))
   p = variables["params"]
   assert ("context" in p) == (context is not None)
   response = boundary = boundary_map(x, p["boundary"], magnitude)
@@ -165,7 +166,7 @@ def test_classical_edges_are_sobels_and_the_laplacian_of_a_gaussian(form):
 def test_edges_join_the_features_in_equation_8(randomise):
   x, edges = normal(2, 4, 6, 5), normal(2, 8, 12, 2, seed=1)
   layer = BoundaryGate(magnitude=True)
-  variables = randomise(layer.init(jax.random.key(0), x, None, edges))
+  variables = randomise(shapes_of(layer, x, None, edges))
   p = variables["params"]
   pooled = edges.reshape(2, 4, 2, 6, 2, 2).mean((2, 4))
   stacked = np.concatenate([x, pooled, boundary_map(x, p["boundary"], magnitude=True)], axis=-1)
@@ -184,7 +185,7 @@ def test_scores_of_a_boundary_are_a_line():
 def test_the_gate_only_amplifies_and_at_most_doubles(randomise):
   x = 3 * normal(2, 6, 6, 4)
   layer = BoundaryGate()
-  variables = randomise(layer.init(jax.random.key(0), x), seed=3)
+  variables = randomise(shapes_of(layer, x), seed=3)
   factor = np.asarray(layer.apply(variables, x)[0]) / x
   assert factor.min() > 1 and factor.max() < 2
   np.testing.assert_allclose(
