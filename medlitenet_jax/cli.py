@@ -96,6 +96,11 @@ _mm_per_pixel = flags.DEFINE_string(
   "Scale of the photographs, or a CSV file with the columns id,mm_per_pixel for several; predict "
   "then measures in millimetres as well.",
 )
+_seeds = flags.DEFINE_integer(
+  "seeds",
+  None,
+  "Number of seeds that repeat trains with, from config.seed on; default 1.",
+)
 _force = flags.DEFINE_bool(
   "force",
   False,
@@ -169,6 +174,7 @@ def _call(path: Path, named: bool) -> Call:
     inputs=tuple(map(Path, _input.value or ())),
     weights=weights,
     mm_per_pixel=_mm_per_pixel.value,
+    seeds=_seeds.value,
     force=_force.value,
     dry_run=_dry_run.value,
     distributed=_distributed.value,

@@ -359,8 +359,8 @@ def for_evaluation(
     overrides: fields given on the command line, by dotted name.
     platform: see `resolve`.
     recipe: supplies fields that did not exist when the network was trained, except preprocessing,
-      which is off if it did not exist; and the column of groups, where the overrides name other
-      photographs. The number of threads is resolved again.
+      which is off if it did not exist; and the column of groups and the folds, where the overrides
+      name other photographs. The number of threads is resolved again.
     described: where `saved` comes from, for a message.
 
   Returns:
@@ -375,8 +375,9 @@ def for_evaluation(
     missing = {f: v for f, v in later.items() if f not in known and not f.startswith("model.")}
     config = _with_fields(saved, {**missing, **_PER_MACHINE})
     if overrides.keys() & {"data.root", "data.source"}:
-      # It names a column of the photographs that the network learned from.
-      config.data.group_column = recipe.data.group_column
+      # These are of the photographs that the network learned from.
+      for name in ("group_column", "folds", "fold"):
+        config.data[name] = recipe.data[name]
     for field, value in overrides.items():
       if field.startswith(EVALUATION_FIELDS):
         config.update_from_flattened_dict({field: value})

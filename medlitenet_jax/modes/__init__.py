@@ -4,6 +4,8 @@ MODES = {
   "prepare": "fetch a public data set, or read it from config.data.raw, and reduce it once; "
   "or write the generated one as files",
   "train": "train, or go on where an earlier call stopped",
+  "repeat": "train and score the recipe with several --seeds, for every fold of config.data.folds, "
+  "or both, and say how far the scores spread",
   "evaluate": "score the best checkpoint of --workdir, or an ensemble, on config.eval.split",
   "export": "write the network of --workdir as weights files, into --output",
   "predict": "outline the lesions in the photographs of --input, into --output",

@@ -32,6 +32,7 @@ class Call:
     inputs: files, folders or patterns.
     weights: name or path of a weights file that is used in place of a run; None: the run is used.
     mm_per_pixel: scale of the photographs, a number or the path of a table of them, or None.
+    seeds: number of seeds, for `repeat`; None if it is not given.
     force: whether a run may go on with changed fields, or start on masks that look wrong or where
       memory or room seem to be short.
     dry_run: whether only to say what would be done.
@@ -51,6 +52,7 @@ class Call:
   inputs: tuple[Path, ...] = ()
   weights: str | None = None
   mm_per_pixel: str | None = None
+  seeds: int | None = None
   force: bool = False
   dry_run: bool = False
   distributed: bool = False
@@ -91,6 +93,8 @@ def begin(
     devices.connect()
   if call.dry_run and not rehearsed:
     raise InputError(f"--dry-run: --mode={call.mode} has none; leave the flag out")
+  if call.seeds is not None and call.mode != "repeat":
+    raise InputError(f"--seeds: --mode={call.mode} takes config.seed; leave the flag out")
   refuse_links(folder)
   if inputs and not call.inputs:
     raise InputError(f"--mode={call.mode} needs --input")

@@ -99,6 +99,24 @@ def paired_difference(
   }
 
 
+def spread(table: np.ndarray) -> dict[str, float | None]:
+  """Mean of a score over repeated runs, and its standard deviations, with N - 1 in the denominator.
+
+  Args:
+    table: [S, F] score of each run, by seed and fold; both at least 1.
+
+  Returns:
+    "mean" over all runs; "std_seeds" of the S means over folds, "std_folds" of the F means over
+    seeds, "std_runs" of all S * F; None where there is one value only.
+  """
+  chex.assert_rank(table, 2)
+  values = {"seeds": table.mean(1), "folds": table.mean(0), "runs": table.ravel()}
+  return {
+    "mean": float(table.mean()),
+    **{f"std_{n}": float(v.std(ddof=1)) if v.size > 1 else None for n, v in values.items()},
+  }
+
+
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
   """Spearman's rank correlation.
 

@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = "lock"  # names the process that writes to the folder; empty if none does
 
 
+class InUseError(InputError):
+  """Another process writes to the folder."""
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
   """Locks a folder until the context ends.
@@ -34,7 +38,7 @@ def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
     Nothing.
 
   Raises:
-    InputError: if another process has locked it.
+    InUseError: if another process has locked it.
   """
   with (folder / LOCK_FILE).open("ab+", buffering=0) as file:
     try:
@@ -45,7 +49,7 @@ def lock_folder(folder: Path, doing: str, flag: str) -> Iterator[None]:
     if not locked:
       file.seek(1)  # on Windows no other process can read the first byte, which is what is locked
       holder = file.read().decode(errors="replace").strip() or "another process"
-      raise InputError(f"{folder}: {holder} {doing}; wait until it ends, or choose another {flag}")
+      raise InUseError(f"{folder}: {holder} {doing}; wait until it ends, or choose another {flag}")
     file.truncate(0)
     file.write(f"\nprocess {os.getpid()} on {socket.gethostname()}\n".encode())
     try:
