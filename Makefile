@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: install quickstart test kill fuzz lint bench docs requirements
+.PHONY: install quickstart test kill fuzz lint bench table1 docs requirements
 
 # A virtual environment with everything that the other targets need.
 install: $(VENV)/.installed
@@ -43,6 +43,11 @@ lint: install
 # Forward pass and training step against the machine's own rates and plain convolutions.
 bench: install
 	$(PY) launch.py --mode=benchmark
+
+# Every network under one recipe on DATA, a folder with images/, masks/ and splits.csv: hours to days.
+# OPTIONS are those of the script, as "--networks=unet,medlitenet --seeds=3".
+table1: install
+	$(PY) examples/table1.py $(or $(DATA),$(error give DATA=FOLDER)) runs/table1 $(OPTIONS)
 
 # The pages of docs/ as a site in build/site; a warning is an error. The site's tools have an
 # environment of their own, for they need neither JAX nor the package. Material for MkDocs is kept up

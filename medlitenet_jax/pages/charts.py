@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 BLUE, ORANGE = "#3b8ec9", "#cf7216"
 BINS = 20
@@ -87,6 +87,34 @@ def dice_by_confidence(confidence: np.ndarray, dice: np.ndarray, below: float) -
   axes.axvline(below, color=ORANGE, linewidth=1.5, label="review below")
   axes.set_xlim(confidence[np.isfinite(confidence)].min(initial=below) - 0.02, 1.02)
   axes.legend(frameon=False)
+  return figure
+
+
+def labelled_points(
+  x: Sequence[float], y: Sequence[float], names: Sequence[str], x_label: str, y_label: str
+) -> Figure:
+  """Draws named points, with a logarithmic axis across.
+
+  Args:
+    x: N positive numbers.
+    y: N numbers.
+    names: of the points; the first one stands out.
+    x_label: label of x.
+    y_label: label of y.
+
+  Returns:
+    The chart.
+  """
+  figure, axes = _chart(x_label, y_label)
+  axes.set_xscale("log")
+  axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axes.xaxis.set_major_formatter("{x:g}")
+  axes.xaxis.set_minor_formatter(NullFormatter())
+  colors = [ORANGE, *[BLUE] * (len(names) - 1)]
+  axes.scatter(x, y, c=colors, s=22)
+  for name, across, up in zip(names, x, y, strict=True):
+    axes.annotate(name, (across, up), (4, 3), textcoords="offset points", fontsize=7)
+  axes.margins(x=0.3, y=0.12)
   return figure
 
 
