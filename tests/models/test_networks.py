@@ -34,6 +34,9 @@ PARAMETERS = {
   ("swin_unet", "window_8"): (256, 27_175_524),
   ("transunet", "base"): (224, 105_275_921),
   ("transunet", "size_256"): (256, 105_322_001),
+  ("fat_net", "base"): (16, 28_754_017),
+  ("segformer", "base"): (32, 3_714_401),
+  ("bacanet", "base"): (32, 7_573_887),  # of the reconstruction; its authors state 7.56 million
 }
 OTHER_PAPERS = sorted({name for name, _ in PARAMETERS})
 SMALL = {
@@ -64,7 +67,32 @@ SMALL = {
     "mlp_dim": 4,
     "decoder_dims": (12, 8, 8, 6, 4),
   },
+  "fat_net": {
+    "width": 4,
+    "units": (1, 1, 1, 1),
+    "dim": 6,
+    "layers": 2,
+    "heads": 2,
+    "mlp_ratio": 2,
+    "adaptations": (2, 1, 1),
+  },
+  "segformer": {
+    "dims": (4, 4, 6, 8),
+    "depths": (1, 1, 1, 1),
+    "heads": (1, 2, 3, 2),
+    "mlp_ratio": 2,
+    "decoder_dim": 6,
+  },
+  "bacanet": {
+    "dims": (4, 4, 6, 8),
+    "depths": (1, 1, 1, 1),
+    "mlp_ratios": (2, 1, 1, 1),
+    "decoder_dims": (6, 4, 4),
+  },
 }
+# Names of the maps that a network returns besides the mask; those of inner layers in training only.
+DEEP = {"deep": {"head1", "head2", "head3"}}
+BOUNDARIES = {"boundaries": {"stage1", "stage2", "stage3"}}
 # One of each plan: the least size that it takes, another one that it takes, channels of the maps
 # that its features summarise.
 PLANS = [
@@ -77,6 +105,9 @@ PLANS = [
   ("deeplab_v3_plus", {}, 16, (32, 48), 8 + 12 + 16 + 24),
   ("swin_unet", {}, 64, (64, 128), 4 + 8 + 16),
   ("transunet", {}, 48, (48, 48), 32 + 128 + 256),
+  ("fat_net", {}, 16, (32, 48), 4 + 8 + 16),
+  ("segformer", {}, 32, (64, 32), 4 + 4 + 6),
+  ("bacanet", {}, 32, (64, 32), 4 + 4 + 6),
 ]
 plans = pytest.mark.parametrize(("name", "own", "least", "size", "channels"), PLANS)
 
@@ -91,6 +122,12 @@ def small(name, dtype=jnp.bfloat16, **own):
 
 def photographs(*sides):
   return jax.ShapeDtypeStruct((2, *sides, 3), jnp.float32)
+
+
+def further_maps(name, own, *, train):
+  if name == "bacanet":
+    return BOUNDARIES
+  return DEEP if train and own.get("deep_supervision") else {}
 
 
 def names(tree):
@@ -116,7 +153,7 @@ def test_outputs_in_inference_and_folds(name, own, least, size, channels):
   structure = inspect_model(model, least)
   assert {leaf.dtype for leaf in jax.tree.leaves(structure.shapes)} == {jnp.dtype(jnp.float32)}
   found = check_folds(model, structure, photographs(*size))
-  assert set(found) == {"mask", "features"}
+  assert set(found) == {"mask", "features", *further_maps(name, own, train=False)}
   assert found["mask"].shape == (2, *size, 1) and found["features"].shape == (2, 2 * channels)
   assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
@@ -133,11 +170,11 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
     return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=keys)
 
   traced, (outputs, updated) = jax.make_jaxpr(step, return_shape=True)(shapes, photographs(*size))
-  heads = {"head1", "head2", "head3"} if own.get("deep_supervision") else set()
-  assert set(outputs) == {"mask"} | ({"deep"} if heads else set())
-  assert set(outputs.get("deep", {})) == heads
-  for logits in jax.tree.leaves(outputs):
-    assert logits.shape == (2, *size, 1) and logits.dtype == jnp.float32
+  maps = {output: set(found) for output, found in outputs.items() if output != "mask"}
+  assert maps == further_maps(name, own, train=True)
+  assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float32)}
+  for logits in (outputs["mask"], *outputs.get("deep", {}).values()):
+    assert logits.shape == (2, *size, 1)
   assert updated.get("batch_stats", {}) == shapes.get("batch_stats", {})
   masks = len(jax.tree.leaves(outputs))
   wanted = [i < masks for i in range(len(traced.jaxpr.outvars))]
@@ -158,6 +195,9 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
     ("swin_unet", {"window": 8}, (256, 128), "multiples of 256 from 256 up"),
     ("transunet", {}, (224, 256), "only sides of 224 pixels"),
     ("transunet", {"image_size": 64}, (224, 224), "only sides of 64 pixels"),
+    ("fat_net", {}, (224, 100), "multiples of 16 from 16 up"),
+    ("segformer", {}, (48, 32), "multiples of 32 from 32 up"),
+    ("bacanet", {}, (32, 16), "multiples of 32 from 32 up"),
   ],
 )
 def test_other_sizes_are_refused(name, own, size, takes):
@@ -208,6 +248,28 @@ def test_other_sizes_are_refused(name, own, size, takes):
     ("transunet", "mlp_dim", 1.5),
     ("transunet", "decoder_dims", (512, 256, 128, 64)),
     ("transunet", "dropout", -0.1),
+    ("fat_net", "width", 6),
+    ("fat_net", "units", (3, 4, 6)),
+    ("fat_net", "dim", 200),
+    ("fat_net", "layers", 0),
+    ("fat_net", "heads", 0),
+    ("fat_net", "mlp_ratio", 1.5),
+    ("fat_net", "adaptations", (6, 4, 0)),
+    ("fat_net", "dropout", 0.1),
+    ("segformer", "dims", (32, 64, 160, 0)),
+    ("segformer", "depths", (2, 2, 2)),
+    ("segformer", "heads", (1, 2, 3, 8)),
+    ("segformer", "heads", (1, 2, 5, 0)),
+    ("segformer", "mlp_ratio", 0),
+    ("segformer", "decoder_dim", 1.5),
+    ("segformer", "drop_path", 1.0),
+    ("segformer", "dropout", -0.1),
+    ("bacanet", "dims", (32, 64, 161, 256)),
+    ("bacanet", "dims", (32, 64, 160)),
+    ("bacanet", "depths", (3, 3, 5, 0)),
+    ("bacanet", "mlp_ratios", (8, 8, 4)),
+    ("bacanet", "decoder_dims", (288, 192)),
+    ("bacanet", "drop_path", 1.0),
   ],
 )
 def test_wrong_values_are_refused(name, field, value):
@@ -232,6 +294,9 @@ def _gates(count):
   return {"gates", "skips", *single, *(f"{gate}/coefficients" for gate in single)}
 
 
+STAGES = [f"encoder/stage{i}_block1" for i in (1, 2, 3, 4)]
+
+
 def _attention(*modules):
   return {"attention", *(f"{module}/attention" for module in modules)}
 
@@ -242,6 +307,23 @@ def _attention(*modules):
     ("attention_unet", {}, 16, _gates(4)),
     ("attention_unet", {"grid": True}, 16, _gates(3)),
     ("transunet", {}, 48, _attention("transformer/layer1", "transformer/layer2")),
+    (
+      *("fat_net", {}, 16),
+      _attention("transformer/layer1", "transformer/layer2")
+      | {"transformer", "gate", "adaptation", "adapt1", "adapt2", "adapt3"},
+    ),
+    (
+      *("segformer", {}, 32),
+      _attention(*STAGES)
+      | {"mlp", *(f"{stage}/mlp" for stage in STAGES)}
+      | {"stages", *(f"decoder/stage{i}" for i in (1, 2, 3, 4))},
+    ),
+    (
+      *("bacanet", {}, 32),
+      _attention(*STAGES)
+      | {"boundary", "boundary1", "boundary2", "boundary3"}
+      | {"gate", *(f"decoder{i}/gate" for i in (1, 2, 3))},
+    ),
     (
       *("swin_unet", {}, 64),
       _attention(
