@@ -261,6 +261,8 @@ def get_config() -> ConfigDict:
   config.train.start_from = ""  # weights file or released name to start from; "": random weights
   # Whether those may be of another network, of which a run takes the arrays that fit.
   config.train.start_partly = False
+  # Whether BatchNorm uses the running statistics of those weights, and leaves them as they are.
+  config.train.keep_statistics = False
   config.train.max_steps = 0  # batches (micro-steps); 0: by epochs
   config.train.batch_size = 16
   config.train.image_sizes = (256, 384, 512)  # pixels; each for an equal part of the run, in order

@@ -1,6 +1,6 @@
 """The paper's ensemble of three variants, weighted by their validation Dice.
 
-The members are the released weights:
+The members are released weights that learned from the same photographs:
 
     python launch.py --config=configs/ensemble.py --mode=evaluate --workdir=runs/ensemble
 
@@ -17,6 +17,6 @@ from configs import base
 def get_config() -> ConfigDict:
   """Returns the base recipe with the three members."""
   config = base.get_config()
-  config.ensemble.members = ("base", "wide_context", "fine_boundary")
+  config.ensemble.members = ("paper_literal", "wide_context", "fine_boundary")
   config.eval.tta = "six"
   return config

@@ -1,4 +1,4 @@
-"""The recipe of the released weights: the paper's network and loss, with more and larger steps.
+"""The recipe that the released weights started from: the paper's, with more and larger steps.
 
     python launch.py --config=configs/released.py --config.data.root=FOLDER --workdir=runs/released
 

@@ -5,7 +5,8 @@
 HAM10000 is a folder with images/, masks/ and a splits.csv that has a column `lesion`. One
 photograph of each lesion is used. 500 are kept aside and score everything. Folders of 20, 100 and
 500 others are drawn three times each, without a splits.csv, as a user has them. Each recipe of
-`RECIPES` goes on from the released `base` in each folder. What is finished is not done again.
+`RECIPES` goes on in each folder from the released `paper_literal`, which has seen no photograph of
+HAM10000. What is finished is not done again.
 
 Prints a Markdown table. The interval of a difference is over the photographs, each with its mean
 over the three draws; the last column has the draws one by one.
@@ -26,13 +27,11 @@ from medlitenet_jax.data.cases import MASK_SUFFIX
 from medlitenet_jax.scores.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
+START = "paper_literal"
+NETWORK = (f"--config.model.variant={START}", f"--config.train.start_from={START}")
 RECIPES: dict[str, Sequence[str]] = {
-  "released.py": (
-    "--config=configs/released.py",
-    "--config.train.start_from=base",
-    "--config.train.epochs=10",
-  ),
-  "finetune.py": ("--config=configs/finetune.py",),
+  "released.py": ("--config=configs/released.py", *NETWORK, "--config.train.epochs=10"),
+  "finetune.py": ("--config=configs/finetune.py", *NETWORK),
 }
 SIZES, DRAWS, OTHERS = (20, 100, 500), 3, 500
 
@@ -44,7 +43,7 @@ def main() -> None:
   parser.add_argument("output", type=Path, help="receives folders, runs and scores")
   flags = parser.parse_args()
   others, *_ = draw_folders(flags.data.resolve(), flags.output)
-  start = score(flags.output / "start", others, "--weights=base")
+  start = score(flags.output / "start", others, f"--weights={START}")
   print("| photographs | recipe | Dice before | Dice after | difference | by draw |")
   print("| ---: | --- | ---: | ---: | ---: | --- |")
   for size in SIZES:

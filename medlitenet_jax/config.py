@@ -106,6 +106,7 @@ FIELDS: dict[str, Field] = {
   "train.epochs": Field(whole(0, 1_000_000), FORCE_ONLY),
   "train.start_from": Field(),
   "train.start_partly": Field(),
+  "train.keep_statistics": Field(),
   "train.max_steps": Field(whole(0, _INT32), FORCE_ONLY),
   "train.low_contrast_repeats": Field(whole(1, 1000)),
   "train.batch_size": Field(whole(1, 65_536)),

@@ -65,7 +65,8 @@ def test_every_recipe_resolves(name, platform):
   own = bool(config.ensemble.members)  # each member has a size and a precision of its own
   assert config.precision == ("auto" if own else "float32" if platform == "cpu" else "bfloat16")
   assert None not in values.values() and ("auto" in values.values()) == own
-  assert config.eval.image_size == (0 if own else config.train.image_sizes[-1])
+  size = recipe.eval.image_size or config.train.image_sizes[-1]
+  assert config.eval.image_size == (0 if own else size)
   AugmentPolicy(**config.augment)
 
 
@@ -86,8 +87,9 @@ def test_networks_of_other_papers_have_the_recipe_of_the_paper(name):
   config = resolve(importlib.import_module(f"configs.table1.{name}").get_config(), "cpu")
   changed = differences(resolve(get_config(), "cpu"), config)
   assert config.model.name == name and config.model.variant == "base"
+  networks = [get_config().model, config.model]
+  brought = {f"loss.{term}.weight" for m in networks for term in model_loss_weights(m.to_dict())}
   sizes = {"train.image_sizes", "eval.image_size"}
-  brought = {f"loss.{term}.weight" for term in model_loss_weights(config.model.to_dict())}
   others = {field for field in changed if not field.startswith("model.")}
   assert others - brought in (set(), sizes)
   if config.train.image_sizes != get_config().train.image_sizes:
@@ -105,14 +107,15 @@ def test_every_network_has_a_section_with_its_fields_and_a_recipe():
 @pytest.mark.parametrize(
   ("fields", "weight"),
   [
-    ({}, 0),
-    ({"boundary_magnitude": True}, 0.2),
-    ({"boundary_magnitude": True, "gate_stages": ()}, 0.2),  # the attention's bias has a map
-    ({"boundary_magnitude": True, "gate_stages": (), "mixer": False}, 0),
+    ({}, 0.2),
+    ({"model__medlitenet__gate_stages": ()}, 0.2),  # the bias of the attention has a map
+    ({"model__medlitenet__gate_stages": (), "model__medlitenet__mixer": False}, 0),
+    ({"model__variant": "paper_literal"}, 0),
+    ({"model__name": "stub"}, 0),
   ],
 )
 def test_a_network_brings_the_weight_of_a_term_unless_the_recipe_does(fields, weight):
-  recipe = with_fields(get_config(), **{f"model__medlitenet__{f}": v for f, v in fields.items()})
+  recipe = with_fields(get_config(), **fields)
   assert resolve(recipe, "cpu").loss.boundaries.weight == weight
   for own in (0.0, 0.5):
     chosen = with_fields(recipe, loss__boundaries__weight=own)

@@ -219,7 +219,8 @@ class Norm(nn.Module):
   def __call__(self, x, *, train: bool):
     """Normalises [B, H, W, C] with the batch's statistics in training, else the running ones.
 
-    If its variables hold no statistics, it was folded (`fold_batch_norm`) and only adds its bias.
+    Training that may not change the collection "batch_stats" uses the running ones, too. If its
+    variables hold no statistics, it was folded (`fold_batch_norm`) and only adds its bias.
     """
     chex.assert_rank(x, 4)
     shape = (x.shape[-1],)
@@ -230,7 +231,7 @@ class Norm(nn.Module):
     scale = parameter(self, "scale", nn.initializers.ones_init(), shape)
     mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
     variance = self.variable("batch_stats", "var", jnp.ones, shape)
-    if train:
+    if train and (self.is_initializing() or self.is_mutable_collection("batch_stats")):
       y, batch_mean, batch_variance = ops.batch_norm(x, scale, bias, self.epsilon, self.activate)
       if not self.is_initializing():
         mean.value += (1 - self.momentum) * (batch_mean - mean.value)

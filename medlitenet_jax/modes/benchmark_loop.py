@@ -66,6 +66,8 @@ def with_data_at_hand(config: ConfigDict, scratch: Path) -> tuple[ConfigDict, st
     log_every_steps=LOOP_BATCHES,
     validate_every_epochs=10**6,  # only at the end
     start_from="",
+    start_partly=False,
+    keep_statistics=False,
   )
   short.eval.image_size = size
   # Generated photographs have no classes, and telling them apart costs next to nothing.

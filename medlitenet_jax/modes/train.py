@@ -154,6 +154,11 @@ def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
   name = config.train.start_from
   if config.train.start_partly and not name:
     raise InputError("config.train.start_partly: set config.train.start_from, or leave this False")
+  if config.train.keep_statistics and not name:
+    raise InputError(
+      "config.train.keep_statistics: there are none to keep without config.train.start_from; set "
+      "it, or leave this False"
+    )
   if not name or whole_steps(workdir):
     return None
   weights = read_weights(find_weights(name))

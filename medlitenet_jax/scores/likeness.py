@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 FOLDS = 5  # parts that are kept out of the fit in turn
-SHRINKAGE = 0.01  # weight of the identity in the correlation of the features
-RARE = 0.0055  # share of the photographs kept out whose likeness lies under the bound
+PRIOR = 5  # photographs that the identity counts for in the correlation of the features
+RARE = 0.004  # share of the photographs kept out whose likeness lies under the bound
 FEWEST = 200  # photographs of a fit; fewer say nothing about one in some hundred
 
 
@@ -84,8 +84,7 @@ def _normal(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The mean, and the whitening of a covariance whose correlations are shrunk."""
   mean, spread = features.mean(0), features.std(0) + 1e-6
   scaled = (features - mean) / spread
-  correlation = scaled.T @ scaled / len(features)
-  correlation = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(mean))
+  correlation = (scaled.T @ scaled + PRIOR * np.eye(len(mean))) / (len(features) + PRIOR)
   return mean, np.linalg.inv(np.linalg.cholesky(correlation)) / spread
 
 

@@ -147,10 +147,9 @@ def _new_state(run: Run, start: Start | None) -> TrainState:
     own = {"params": state.params, "batch_stats": state.batch_stats}
     variables, new = fit(variables, own)
     modules = sorted({name.split("/")[1] for name in new})
-    logger.info(
-      "%d of %d arrays fit; at random start some or all of: %s.",
-      *(len(jax.tree.leaves(own)) - len(new), len(jax.tree.leaves(own)), ", ".join(modules)),
-    )
+    count = len(jax.tree.leaves(own))
+    rest = f"; at random start some or all of: {', '.join(modules)}" if new else ""
+    logger.info("%d of %d arrays fit%s.", count - len(new), count, rest)
   return start_from(state, jax.device_put(variables, devices.replicated()))
 
 

@@ -32,6 +32,7 @@ def train_step(
   loss_fn: Callable,
   dropout_key: jax.Array,
   ema_decay: Callable,
+  keep_statistics: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Learns from one batch.
 
@@ -48,6 +49,7 @@ def train_step(
     loss_fn: (outputs, targets) to (loss, parts), see `create_objective`.
     dropout_key: of the run; it is folded with the step.
     ema_decay: (updates done) to the decay of the average.
+    keep_statistics: whether BatchNorm uses its running statistics, and leaves them as they are.
 
   Returns:
     state: after the batch.
@@ -69,6 +71,7 @@ def train_step(
     model=model,
     loss_fn=loss_fn,
     dropout_key=jax.random.fold_in(dropout_key, state.micro_step),
+    keep_statistics=keep_statistics,
   )
   loss, (parts, batch_stats, logits), grads, loss_scale = _gradient(objective, state)
   with jax.named_scope("optimizer"):
@@ -86,18 +89,20 @@ def train_step(
   return new_state, {**figures, "skipped": new_state.skipped.astype(jnp.float32)}
 
 
-def _objective(params, *, batch_stats, image, targets, model, loss_fn, dropout_key):
+def _objective(
+  params, *, batch_stats, image, targets, model, loss_fn, dropout_key, keep_statistics
+):
   """The loss of a batch, and (its parts, the new running statistics, the logits of the mask)."""
   outputs, changed = model.apply(
     {"params": params, "batch_stats": batch_stats},
     normalize(image),
     train=True,
-    mutable=["batch_stats"],
+    mutable=[] if keep_statistics else ["batch_stats"],
     rngs={"dropout": dropout_key},
   )
   with jax.named_scope("loss"):
     loss, parts = loss_fn(outputs, targets)
-  return loss, (parts, changed.get("batch_stats", {}), outputs["mask"])
+  return loss, (parts, changed.get("batch_stats", batch_stats), outputs["mask"])
 
 
 def _gradient(objective: Callable, state: TrainState):
@@ -234,6 +239,7 @@ def create_train_step(config: ConfigDict, model: nn.Module) -> jax.stages.Wrappe
       ema_decay=functools.partial(
         optim.ema_decay_at, decay=recipe.optim.ema_decay, warmup=recipe.optim.ema_warmup
       ),
+      keep_statistics=config.train.keep_statistics,
     )
 
   replicated, sharded = devices.replicated(), devices.batch_sharding()

@@ -281,7 +281,7 @@ def test_a_field_that_the_network_does_not_have_is_refused(exported, tmp_path, c
 
 def test_a_file_of_the_earlier_layout_is_read_as_a_new_one(tmp_path):
   """Whose networks and loss terms had no sections, and which knew nothing of likeness."""
-  path = find_weights("base")
+  path = find_weights("paper_literal")
   with safe_open(path, framework="numpy") as file:
     metadata = file.metadata()
   arrays = {n: a for n, a in load_file(path).items() if not n.startswith("likeness/")}
@@ -294,7 +294,7 @@ def test_a_file_of_the_earlier_layout_is_read_as_a_new_one(tmp_path):
     **{f"dice_{n}": value for n, value in loss["dice"].items()},
   }
   metadata |= {"format": "medlitenet_jax 1", "config": json.dumps(config)}
-  earlier = tmp_path / "base.safetensors"
+  earlier = tmp_path / "earlier.safetensors"
   save_file(arrays, earlier, metadata)
   new, read = read_weights(path), read_weights(earlier)
   assert read.config.to_dict() == new.config.to_dict() and read.likeness is None

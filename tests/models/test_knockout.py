@@ -20,7 +20,9 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def network():
   """Model, random variables, photographs, and the maps and figures of every knock-out by name."""
-  fields = resolved(**REDUCED, model__medlitenet__mixer_layers=2).model.to_dict()
+  fields = resolved(
+    **REDUCED, model__variant="paper_literal", model__medlitenet__mixer_layers=2
+  ).model.to_dict()
   model = create_model(fields, jnp.float32)
   rng = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import mahalanobis
 
-from medlitenet_jax.scores.likeness import FEWEST, RARE, SHRINKAGE, fit_likeness, likeness_of
+from medlitenet_jax.scores.likeness import FEWEST, PRIOR, RARE, fit_likeness, likeness_of
 
 SIZE = 12
 MIX = np.random.default_rng(1).normal(size=(SIZE, SIZE)) * 10.0 ** np.linspace(-1, 2, SIZE)
@@ -24,7 +24,7 @@ def fitted():
 def test_it_is_the_usual_distance_of_mahalanobis_over_that_of_the_photograph(fitted):
   features = draw(2, 3000)
   spread = features.std(0)
-  correlation = np.corrcoef(features.T) * (1 - SHRINKAGE) + SHRINKAGE * np.eye(SIZE)
+  correlation = (3000 * np.corrcoef(features.T) + PRIOR * np.eye(SIZE)) / (3000 + PRIOR)
   inverse = np.linalg.inv(correlation * np.outer(spread, spread))
   fresh = np.concatenate([draw(3, 40), 50 + 4 * (draw(4, 40) - 50)])
   distances = [mahalanobis(row, features.mean(0), inverse) / np.sqrt(SIZE) for row in fresh]

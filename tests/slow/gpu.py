@@ -23,6 +23,7 @@ from configs import released
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.models.fold import fold_batch_norm
 from medlitenet_jax.models.forward import lesion_probs
+from medlitenet_jax.models.medlitenet.network import VARIANTS
 from medlitenet_jax.models.ops import FORMS
 from medlitenet_jax.models.precision import DTYPES
 from medlitenet_jax.models.registry import create_model, model_parts
@@ -39,6 +40,7 @@ CALLS, ROWS = 8, 8
 def parse():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("program", choices=("forward", "train"))
+  parser.add_argument("--variant", choices=sorted(VARIANTS), default="base")
   parser.add_argument("--precision", choices=sorted(DTYPES), default="bfloat16")
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--size", type=int, default=192)
@@ -50,6 +52,7 @@ def parse():
 def create_call(options):
   """The compiled program, and a function that starts it once on a batch that is on the device."""
   config = released.get_config()
+  config.model.variant = options.variant
   config.precision, config.data.augment_on = options.precision, options.augment_on
   config.train.batch_size, config.train.image_sizes = options.batch, (options.size,)
   config = config_lib.resolve(config, devices.platform())

@@ -308,6 +308,8 @@ def test_a_run_takes_over_what_fits_and_starts_the_rest_at_random(tmp_path, monk
 def test_nothing_to_start_from_and_nothing_that_fits_is_said(tmp_path):
   with pytest.raises(InputError, match="start_partly: set "):
     train(resolved(train__start_partly=True), tmp_path / "run")
+  with pytest.raises(InputError, match="keep_statistics: there are none to keep"):
+    train(resolved(train__keep_statistics=True), tmp_path / "run")
   assert not (tmp_path / "run").exists()
   with pytest.raises(InputError, match="no array of those weights fits"):
     fit({"params": {"a": np.zeros(3)}}, {"params": {"a": np.zeros(2)}, "batch_stats": {}})

@@ -85,7 +85,10 @@ def test_the_networks_kernels_and_nothing_else_decay():
   names = {True: set(), False: set()}
   for path, decays in jax.tree_util.tree_leaves_with_path(optim.kernel_mask(params)):
     names[decays].add(path[-1].key)
-  assert names == {True: {"kernel"}, False: {"bias", "scale", "scale_code", "boundary_weight"}}
+  assert names == {
+    True: {"kernel"},
+    False: {*("bias", "scale", "scale_code", "boundary_weight", "temperature")},
+  }
 
 
 def first_moment(tx, grads, params):

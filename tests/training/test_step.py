@@ -21,7 +21,7 @@ from medlitenet_jax.training import optim
 from medlitenet_jax.training import step as step_lib
 from medlitenet_jax.training.losses import create_objective
 from medlitenet_jax.training.run import create_initialise
-from medlitenet_jax.training.state import stream_key
+from medlitenet_jax.training.state import start_from, stream_key
 from medlitenet_jax.training.step import create_train_step, recipe_numbers, train_step
 
 MARKS = {"loss": 255, "gradient": 0}  # the grey value of every pixel of a batch that spoils it
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def create_run(*, precision="float32", dropout=0.0, accumulation=1):
+def create_run(*, precision="float32", dropout=0.0, accumulation=1, keep_statistics=False):
   """A stub with its optimizer at a constant rate, compiled once for all tests."""
   config = resolved(
     precision=precision,
@@ -65,6 +65,7 @@ def create_run(*, precision="float32", dropout=0.0, accumulation=1):
     optim__learning_rate=0.01,
     optim__final_learning_rate=0.01,
     optim__warmup_updates=0,
+    train__keep_statistics=keep_statistics,
   )
   model = Stub(dropout=dropout, dtype=DTYPES[precision])
   numbers = recipe_numbers(config, total_steps=100)
@@ -118,6 +119,23 @@ def test_loss_falls_on_a_fixed_batch():
   assert state.micro_step == 60 and state.skipped == 0
   assert set(rows[0]) == {"loss", "bce_loss", "dice_loss", "dice", "grad_norm", "skipped"}
   assert {(value.shape, value.dtype) for value in rows[0].values()} == {((), np.dtype("float32"))}
+
+
+def test_kept_statistics_are_used_and_stay():
+  run = create_run(keep_statistics=True)
+  state, batch = run.initialise(), create_batch()
+  stats = {"norm": {"mean": jnp.full(8, 0.5), "var": jnp.full(8, 9.0)}}
+  state = start_from(state, {"params": state.params, "batch_stats": stats})
+  before = learned(state)
+  # A trained network's own probabilities: training starts from them.
+  logits = run.model.apply(
+    {"params": state.params, "batch_stats": stats}, normalize(batch["image"])
+  )
+  loss, _ = create_objective(run.config.loss.to_dict())(logits, batch["targets"])
+  state, figures = run.step(state, batch)
+  np.testing.assert_allclose(figures["loss"], loss, rtol=1e-6)
+  for name, kept in learned(state).items():
+    assert differs(before[name], kept) == ("batch_stats" not in name), name
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -13,13 +13,28 @@ from configs.base import get_config
 from medlitenet_jax.config import resolve
 from medlitenet_jax.models.medlitenet.network import SIZES, VARIANTS
 from medlitenet_jax.models.precision import DTYPES
-from medlitenet_jax.models.registry import create_model, resolve_model
+from medlitenet_jax.models.registry import NETWORKS, create_model, resolve_model
 from medlitenet_jax.system.errors import InputError
 from medlitenet_jax.training.losses import create_objective
 
 # Exact numbers of parameters. A change here is a change of every published checkpoint.
 PARAMETERS = {
   "base": {
+    "encoder": 1_765_216,
+    "bias_boundary": 41,
+    "mixer": 381_192,
+    "fusion": 164_352,
+    "fine_return": 16_512,
+    "aspp": 174_144,
+    "encoder_gate": 652,
+    "boundaries": 10,
+    "decoder1": 79_533,
+    "decoder2": 35_781,
+    "decoder3": 16_733,
+    "decoder4": 5_961,
+    "head": 33,
+  },
+  "paper_literal": {
     "encoder": 1_765_216,
     "bias_boundary": 41,
     "mixer": 964_620,
@@ -62,7 +77,13 @@ PARAMETERS = {
     "head": 49,
   },
 }
-TOTALS = {"base": 3_248_410, "wide_context": 3_343_837, "fine_boundary": 2_996_372}
+TOTALS = {
+  "base": 2_640_160,
+  "paper_literal": 3_248_410,
+  "wide_context": 3_343_837,
+  "fine_boundary": 2_996_372,
+}
+ENSEMBLE = ("base", "wide_context", "fine_boundary")
 
 # A network with every part and few channels, which compiles in seconds.
 SMALL = {
@@ -144,9 +165,9 @@ def test_parameter_budgets():
   assert set(PARAMETERS) == set(TOTALS) == set(VARIANTS)
   for counts in PARAMETERS.values():
     assert 1.7e6 < counts["encoder"] < 1.9e6
-  assert 2.8e6 < TOTALS["base"] < 3.3e6
+  assert 2.8e6 < TOTALS["paper_literal"] < 3.3e6 and TOTALS["base"] < 3.3e6
   assert all(total < 3.4e6 for total in TOTALS.values())
-  assert sum(TOTALS.values()) < 10e6
+  assert sum(TOTALS[name] for name in ENSEMBLE) < 10e6
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -225,7 +246,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
 
   @jax.jit
   def gradient(params, image):
-    def loss(params):
+    def objective(params):
       outputs, _ = model.apply(
         {**variables, "params": params},
         image,
@@ -235,7 +256,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
       )
       return create_objective(terms)(outputs, {"mask": mask})[0]
 
-    return jax.grad(loss)(params)
+    return jax.grad(objective)(params)
 
   for path, leaf in jax.tree_util.tree_leaves_with_path(
     gradient(variables["params"], images(2, 64, 64))
@@ -252,7 +273,7 @@ def test_every_parameter_learns_and_no_gradient_overflows():
 REMOVED = {
   "mixer": ("params/mixer/", "params/fusion/", "fine_return", "bias_boundary", "gate/context/"),
   "attention": ("/attention/", "/attention_norm/", "bias_boundary"),
-  "cross_scale": ("project_fine", "fine_return"),
+  "cross_scale": ("project_fine", "fine_norm", "fine_return"),
   "boundary_bias": ("bias_boundary", "boundary_weight"),
   "fusion": ("fusion/mix/",),
   "aspp": ("params/aspp/dilation", "params/aspp/pool", "params/aspp/fuse"),
@@ -294,20 +315,20 @@ def test_every_field_changes_the_network():
     "decoder_dims": (16, 12, 8, 4),
     "gate_stages": (0, 4),
     "boundary_bias_stage": 2,
-    "token_norm": True,
+    "token_norm": False,
     "contrast_attention": True,
     "classes": 3,
-    "pool_fine_tokens": False,
+    "pool_fine_tokens": True,
     "position_cycles": 2.0,
     "classical_edges": True,
-    "boundary_magnitude": True,
-    "aspp_grid": 16,
+    "boundary_magnitude": False,
+    "aspp_grid": 0,
     "dropout": 0.3,
     "remat": True,
   }
   model = fields()
   # What the switches of `REMOVED` do is tested above.
-  assert {*changed, *REMOVED} == ({*model, *model["medlitenet"]} - {"name", "medlitenet"})
+  assert {*changed, *REMOVED} == ({*model, *model["medlitenet"]} - {"name", *NETWORKS})
 
   def program(model, variables):
     step = functools.partial(model.apply, train=True, mutable=["batch_stats"])
@@ -371,7 +392,7 @@ def test_an_impossible_value_is_refused_by_name(change):
   (field,) = change
   place = field if field in fields() else f"medlitenet.{field}"
   with pytest.raises(InputError, match=f"config.model.{place}"):
-    create_model(fields(**change), jnp.float32)
+    create_model(fields(**{"variant": "paper_literal", **change}), jnp.float32)
 
 
 @pytest.mark.parametrize("place", ["medlitenet", None])
