@@ -258,7 +258,7 @@ class TransUNet(nn.Module):
         x = jnp.concatenate([x, jnp.pad(skip, ((0, 0), lost, lost, (0, 0)))], axis=-1)
       x = DoubleConv(dim, dtype=self.dtype, name=f"decoder{stage}")(x, train=train)
     # In float32, for logits that are not rounded.
-    outputs = {"mask": conv(1, name="head")(x)}
+    outputs = {"mask": conv(1, kernel_init=nn.initializers.lecun_normal(), name="head")(x)}
     return outputs if train else {**outputs, "features": summarised(skips)}
 
 

@@ -103,6 +103,13 @@ def test_a_stage_of_the_decoder_is_the_same_once_folded(randomise):
   np.testing.assert_allclose(plain, other, rtol=1e-4, atol=1e-5)
 
 
+def test_adapted_skips_start_no_more_than_a_few_times_as_large():
+  """No norm follows them."""
+  x = np.maximum(normal(2, 8, 8, 32), 0)
+  y, _ = jax.jit(Adaptation(6).init_with_output)(jax.random.key(0), x)
+  assert 1 < np.std(y) / np.std(x) < 4
+
+
 def test_what_norms_add_to_variances():
   epsilons = set()
 

@@ -2,8 +2,10 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from checked_folds import check_folds
 from jax.interpreters import partial_eval
@@ -182,6 +184,23 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
   inputs = [*names(shapes), "image"]
   unused = {path for path, is_used in zip(inputs, used, strict=True) if not is_used}
   assert unused == {path for path in inputs if path.startswith("batch_stats")}
+
+
+@pytest.mark.parametrize(("name", "least"), [("fat_net", 16), ("transunet", 48)])
+def test_heads_of_3x3_pixels_start_as_those_of_one(name, least):
+  """What suits a ReLU depends on the number of outputs, and makes logits of one large."""
+  inits = []
+
+  def note(next_call, args, kwargs, context):
+    if context.module.path == ("head",):
+      inits.append(context.module.kernel_init)
+    return next_call(*args, **kwargs)
+
+  model = small(name)
+  with nn.intercept_methods(note):
+    jax.eval_shape(model.apply, inspect_model(model, least).shapes, photographs(least, least))
+  kernel = inits[0](jax.random.key(0), (3, 3, 64, 1))
+  assert np.std(kernel) == pytest.approx(1 / np.sqrt(9 * 64), rel=0.1)
 
 
 @pytest.mark.parametrize(
