@@ -117,7 +117,7 @@ class Attention(nn.Module):
     form: form of the operations.
     dtype: compute dtype.
 
-  Reference: Guo et al., Visual Attention Network, 2022. Its code adds the input, its text does not.
+  Reference: Guo et al., Visual Attention Network, 2022, whose code adds the input.
   """
 
   unit: type[nn.Module]
@@ -160,7 +160,7 @@ class Block(nn.Module):
       "mlp": ConvMLP(self.mlp_ratio * channels, kernel_init, name="mlp", **common),
     }
     for name, layer in layers.items():
-      # Not foldable: the input that is added does not pass through the norm.
+      # Not foldable: its input is a sum, not what a convolution gives.
       y = layer(Norm(activate=False, name=f"{name}_norm")(x, train=train))
       start = nn.initializers.constant(LAYER_SCALE)
       scale = parameter(self, f"{name}_scale", start, (channels,))
@@ -315,7 +315,7 @@ ENTRY = Entry(
   BACANet,
   rules=rules,
   sizes=lambda fields: SIZES,
-  # Theirs is not known; this is what MedLiteNet's boundary maps count.
+  # Theirs is not known; this is the weight that MedLiteNet's boundary maps have.
   loss_weights=lambda fields: {"boundaries": 0.2},
   parts={
     "encoder": ("encoder",),

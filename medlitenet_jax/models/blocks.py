@@ -37,8 +37,8 @@ def conv(
     side: of the kernel in pixels, odd.
     stride: distance between outputs in pixels.
     use_bias: whether a bias is added.
-    kernel_init: initialiser of the kernel [side, side, C, features]; this one suits a ReLU after it,
-      and no layer of few features.
+    kernel_init: initialiser of the kernel [side, side, C, features]; the default suits a ReLU or a
+      norm after it, and no layer of few features.
     dtype: compute dtype.
     name: of the submodule.
 

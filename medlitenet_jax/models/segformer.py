@@ -174,9 +174,10 @@ class Decoder(nn.Module):
     """Maps those of the encoder, [B, H/4, W/4, C] the first, to [B, H/4, W/4, dim]."""
     height = maps[0].shape[1]
     wide = []
-    # The coarsest first: so the authors' weights of the fusion lie.
+    # The coarsest first: so the authors' weights of the fusion lie. Kernels begin by the number of
+    # inputs, as the authors' do, so that maps of few channels weigh as much as others.
     for stage, x in reversed(list(enumerate(maps, start=1))):
-      x = Linear(self.dim, self.dtype, _normal, name=f"stage{stage}")(x)
+      x = Linear(self.dim, self.dtype, name=f"stage{stage}")(x)
       wide.append(ops.enlarge_by(x, height // x.shape[1]) if stage > 1 else x)
     x = Pointwise(
       self.dim,

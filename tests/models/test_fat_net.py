@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checked_learning import check_learning
 
 from medlitenet_jax.models.fat_net import (
   Adaptation,
@@ -20,8 +19,6 @@ from medlitenet_jax.models.fat_net import (
 from medlitenet_jax.models.fold import Fold, fold_batch_norm
 from medlitenet_jax.models.layers import Norm
 from medlitenet_jax.models.structure import inspect_model
-
-MODEL = FATNet(4, (1, 1, 1, 1), dim=6, layers=1, heads=2, mlp_ratio=2, adaptations=(1, 1, 1))
 
 
 def normal(*shape, seed=0):
@@ -103,11 +100,11 @@ def test_a_stage_of_the_decoder_is_the_same_once_folded(randomise):
   np.testing.assert_allclose(plain, other, rtol=1e-4, atol=1e-5)
 
 
-def test_adapted_skips_start_no_more_than_a_few_times_as_large():
+def test_adapted_skips_start_about_as_large_as_skips():
   """No norm follows them."""
   x = np.maximum(normal(2, 8, 8, 32), 0)
   y, _ = jax.jit(Adaptation(6).init_with_output)(jax.random.key(0), x)
-  assert 1 < np.std(y) / np.std(x) < 4
+  assert 0.25 < np.std(y) / np.std(x) < 4
 
 
 def test_what_norms_add_to_variances():
@@ -118,12 +115,7 @@ def test_what_norms_add_to_variances():
       epsilons.add((type(context.module).__name__, context.module.epsilon))
     return next_call(*args, **kwargs)
 
+  model = FATNet(4, (1, 1, 1, 1), dim=6, layers=1, heads=2, mlp_ratio=2, adaptations=(1, 1, 1))
   with nn.intercept_methods(note):
-    jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    inspect_model(model, 16)
   assert epsilons == {("LayerNorm", 1e-6), ("Norm", 1e-5)}
-
-
-def test_every_parameter_learns_and_a_few_steps_lower_the_loss(randomise):
-  variables = randomise(inspect_model(MODEL, 32).shapes)
-  # A BatchNorm takes a bias before it away again.
-  check_learning(MODEL, variables, without_gradient=r"(fuse|reduce/conv|widen/conv|/up)/bias$")

@@ -10,6 +10,7 @@ import pytest
 from checked_folds import check_folds
 from jax.interpreters import partial_eval
 
+from configs.base import get_config
 from medlitenet_jax.models.knockout import expand
 from medlitenet_jax.models.registry import (
   NETWORKS,
@@ -20,6 +21,7 @@ from medlitenet_jax.models.registry import (
 )
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training.losses import create_objective
 
 # Exact numbers of parameters, those of the published networks, and a size that each takes.
 PARAMETERS = {
@@ -122,14 +124,22 @@ def small(name, dtype=jnp.bfloat16, **own):
   return create_model(fields(name, **SMALL[name], **own), dtype)
 
 
-def photographs(*sides):
-  return jax.ShapeDtypeStruct((2, *sides, 3), jnp.float32)
+def photographs(*sides, channels=3):
+  return jax.ShapeDtypeStruct((2, *sides, channels), jnp.float32)
 
 
 def further_maps(name, own, *, train):
   if name == "bacanet":
     return BOUNDARIES
   return DEEP if train and own.get("deep_supervision") else {}
+
+
+def loss_of(name, own):
+  """The recipe's terms with the weights that the network brings, of outputs and masks."""
+  weights = {"bce": 1.0, **model_loss_weights(resolve_model(fields(name, **own)))}
+  terms = {term: {**get_config().loss[term], "weight": weight} for term, weight in weights.items()}
+  objective = create_objective(terms)
+  return lambda outputs, mask: objective(outputs, {"mask": mask})[0]
 
 
 def names(tree):
@@ -172,14 +182,15 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
     return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=keys)
 
   traced, (outputs, updated) = jax.make_jaxpr(step, return_shape=True)(shapes, photographs(*size))
-  maps = {output: set(found) for output, found in outputs.items() if output != "mask"}
-  assert maps == further_maps(name, own, train=True)
+  further = {output: set(found) for output, found in outputs.items() if output != "mask"}
+  assert further == further_maps(name, own, train=True)
   assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float32)}
   for logits in (outputs["mask"], *outputs.get("deep", {}).values()):
     assert logits.shape == (2, *size, 1)
   assert updated.get("batch_stats", {}) == shapes.get("batch_stats", {})
-  masks = len(jax.tree.leaves(outputs))
-  wanted = [i < masks for i in range(len(traced.jaxpr.outvars))]
+  assert jax.eval_shape(loss_of(name, own), outputs, photographs(*size, channels=1)).shape == ()
+  maps = len(jax.tree.leaves(outputs))
+  wanted = [i < maps for i in range(len(traced.jaxpr.outvars))]
   _, used = partial_eval.dce_jaxpr(traced.jaxpr, wanted)
   inputs = [*names(shapes), "image"]
   unused = {path for path, is_used in zip(inputs, used, strict=True) if not is_used}
