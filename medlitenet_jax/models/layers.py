@@ -251,26 +251,37 @@ class MBConv(nn.Module):
   Attributes:
     features: output channels.
     stride: stride of the depthwise convolution.
-    expansion: ratio of the wide layer's channels to the input channels.
+    dilation: dilation of the depthwise convolution; 1 with stride 2.
+    expansion: ratio of the wide layer's channels to the input channels; 1: there is no wide layer.
+    relu6: whether ReLU6 stands in place of SiLU, as in MobileNetV2 itself.
     form: form of the operations.
     dtype: compute dtype.
   """
 
   features: int
   stride: int = 1
+  dilation: int = 1
   expansion: int = 6
+  relu6: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, train: bool):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+    chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    wide = self.expansion * x.shape[-1]
-    y = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)(x)
-    y = Norm("expand", name="expand_norm")(y, train=train)
-    y = Depthwise(self.stride, name="depthwise", **common)(y)
-    y = Norm("depthwise", name="depthwise_norm")(y, train=train)
+
+    def activated(y, name):
+      y = Norm(name, activate=not self.relu6, name=f"{name}_norm")(y, train=train)
+      return nn.relu6(y) if self.relu6 else y
+
+    y = x
+    if self.expansion > 1:
+      wide = self.expansion * x.shape[-1]
+      expand = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)
+      y = activated(expand(y), "expand")
+    y = activated(Depthwise(self.stride, self.dilation, name="depthwise", **common)(y), "depthwise")
     y = Pointwise(self.features, use_bias=False, name="project", **common)(y)
     y = Norm("project", activate=False, name="project_norm")(y, train=train)
     return x + y if x.shape == y.shape else y
