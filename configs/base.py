@@ -60,7 +60,7 @@ def _add_networks_of_other_papers(model: ConfigDict) -> None:
 
 
 def _add_networks_with_attention(model: ConfigDict) -> None:
-  """Adds further ones, the same way."""
+  """Adds the fields of further networks of other papers, the same way."""
   whole, number, several = (
     functools.partial(config_dict.placeholder, kind) for kind in (int, float, tuple)
   )
@@ -73,7 +73,7 @@ def _add_networks_with_attention(model: ConfigDict) -> None:
   fat_net.mlp_ratio = whole()
   fat_net.adaptations = several()  # how often the skips at strides 2, 4 and 8 are adapted
 
-  model.bacanet = bacanet = ConfigDict()
+  model.bacanet = bacanet = ConfigDict()  # a reconstruction after the abstract
   bacanet.dims = several()  # channels of the encoder's stages
   bacanet.depths = several()  # blocks of each stage
   bacanet.mlp_ratios = several()  # of each stage
