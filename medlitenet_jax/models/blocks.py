@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from medlitenet_jax.models import ops
-from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, kernel_init
+from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, kernel_init, parameter
 
 
 def conv(
@@ -197,8 +197,8 @@ class DoublingConv(nn.Module):
     chex.assert_rank(x, 4)
     b, h, w, c = x.shape
     init = nn.initializers.glorot_uniform()
-    kernel = self.param("kernel", init, (self.side, self.side, c, self.features))
-    bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    kernel = parameter(self, "kernel", init, (self.side, self.side, c, self.features))
+    bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     parities = [
       (kernel[rows, columns], (above, left))
