@@ -59,6 +59,37 @@ def _add_networks_of_other_papers(model: ConfigDict) -> None:
   transunet.dropout = number()  # in the transformer
 
 
+def _add_networks_with_attention(model: ConfigDict) -> None:
+  """Adds the fields of further networks of other papers, the same way."""
+  whole, number, several = (
+    functools.partial(config_dict.placeholder, kind) for kind in (int, float, tuple)
+  )
+  model.fat_net = fat_net = ConfigDict()
+  fat_net.width = whole()  # channels of the residual network's first stage
+  fat_net.units = several()  # residual units of each stage
+  fat_net.dim = whole()  # channels of a token
+  fat_net.layers = whole()  # of the transformer
+  fat_net.heads = whole()
+  fat_net.mlp_ratio = whole()
+  fat_net.adaptations = several()  # how often the skips at strides 2, 4 and 8 are adapted
+
+  model.bacanet = bacanet = ConfigDict()  # a reconstruction after the abstract
+  bacanet.dims = several()  # channels of the encoder's stages
+  bacanet.depths = several()  # blocks of each stage
+  bacanet.mlp_ratios = several()  # of each stage
+  bacanet.decoder_dims = several()  # channels, coarsest stage first
+  bacanet.drop_path = number()  # how often the deepest block leaves out a residual branch
+
+  model.segformer = segformer = ConfigDict()
+  segformer.dims = several()  # channels of the encoder's stages
+  segformer.depths = several()  # blocks of each stage
+  segformer.heads = several()  # of attention, of each stage
+  segformer.mlp_ratio = whole()
+  segformer.decoder_dim = whole()
+  segformer.drop_path = number()  # how often the deepest block leaves out a residual branch
+  segformer.dropout = number()  # of the decoder's channels
+
+
 def get_config() -> ConfigDict:
   """Returns the recipe, locked; fields that are None get their value from `model.variant`."""
   config = ConfigDict()
@@ -193,6 +224,7 @@ def get_config() -> ConfigDict:
   medlitenet.classes = 0  # number of classes in data.class_column; 0: none
   medlitenet.dropout = 0.1  # in the mixer
   _add_networks_of_other_papers(config.model)
+  _add_networks_with_attention(config.model)
 
   config.loss = ConfigDict()
   # One section per term; a weight of 0 turns it off.

@@ -22,7 +22,7 @@ from medlitenet_jax.config import (
   resolve,
 )
 from medlitenet_jax.data.augment.policy import AugmentPolicy
-from medlitenet_jax.models.registry import NETWORKS, resolve_model
+from medlitenet_jax.models.registry import NETWORKS, model_loss_weights, resolve_model
 from medlitenet_jax.system.errors import InputError
 
 TABLE1 = sorted(p.stem for p in (ROOT / "configs" / "table1").glob("*.py") if p.stem != "__init__")
@@ -87,9 +87,11 @@ def test_networks_of_other_papers_have_the_recipe_of_the_paper(name):
   config = resolve(importlib.import_module(f"configs.table1.{name}").get_config(), "cpu")
   changed = differences(resolve(get_config(), "cpu"), config)
   assert config.model.name == name and config.model.variant == "base"
-  brought = {"loss.boundaries.weight"}  # by MedLiteNet, which has boundary maps
+  networks = [get_config().model, config.model]
+  brought = {f"loss.{term}.weight" for m in networks for term in model_loss_weights(m.to_dict())}
   sizes = {"train.image_sizes", "eval.image_size"}
-  assert {f for f in changed if not f.startswith("model.")} - brought in (set(), sizes)
+  others = {field for field in changed if not field.startswith("model.")}
+  assert others - brought in (set(), sizes)
   if config.train.image_sizes != get_config().train.image_sizes:
     assert config.train.image_sizes == (224,)  # as published
 

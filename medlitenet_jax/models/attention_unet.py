@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from medlitenet_jax.models import knockout, ops
-from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, contract
+from medlitenet_jax.models.blocks import Coefficients, ConvNormRelu, DoubleConv, contract
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Norm, Pointwise, kernel_init, summarised
 from medlitenet_jax.system.rules import whole
@@ -32,35 +32,6 @@ WIDTH = whole(2, 1024)
 
 def _pointwise(features: int, form: str, dtype: jnp.dtype, name: str) -> Pointwise:
   return Pointwise(features, kernel_init=kernel_init, form=form, dtype=dtype, name=name)
-
-
-class Coefficients(nn.Module):
-  """How much of each pixel of a skip passes, from the skip and a signal on the same grid.
-
-  sigmoid(N(psi relu(N(A skip) + N(B signal)))), where A, B and psi are 1x1 convolutions, psi to one
-  channel, and each N is a BatchNorm.
-
-  Attributes:
-    features: channels between.
-    form: form of the operations, see `medlitenet_jax.models.ops`.
-    dtype: compute dtype.
-  """
-
-  features: int
-  form: str = "platform"
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, skip, signal, *, train: bool):
-    """Maps [B, H, W, C] and [B, H, W, D] to [B, H, W, 1] from 0 to 1."""
-    chex.assert_equal_shape_prefix([skip, signal], 3)
-
-    def normed(x, features, name):
-      x = _pointwise(features, self.form, self.dtype, name)(x)
-      return Norm(name, activate=False, name=f"{name}_norm")(x, train=train)
-
-    both = normed(skip, self.features, "skip") + normed(signal, self.features, "signal")
-    return nn.sigmoid(normed(nn.relu(both), 1, "psi"))
 
 
 class GridCoefficients(nn.Module):

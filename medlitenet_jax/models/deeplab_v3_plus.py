@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from medlitenet_jax.models import ops
 from medlitenet_jax.models.blocks import ConvNormRelu
 from medlitenet_jax.models.entry import Entry, Sizes
-from medlitenet_jax.models.layers import Depthwise, Norm, Pointwise, Stem, kernel_init, summarised
+from medlitenet_jax.models.layers import (
+  Depthwise,
+  MBConv,
+  Norm,
+  Pointwise,
+  Stem,
+  kernel_init,
+  summarised,
+)
 from medlitenet_jax.system.rules import number, several, whole
 
 SIZES = Sizes(multiple=16, smallest=16)  # four halvings
@@ -33,42 +41,6 @@ RULES = {
   "skip_dim": COUNT,
   "dropout": number(least=0, below=1),
 }
-
-
-class InvertedResidual(nn.Module):
-  """Expand 1x1, depthwise 3x3, project 1x1, with BatchNorm each and ReLU6 after the first two.
-
-  Attributes:
-    features: output channels.
-    stride: of the depthwise convolution.
-    dilation: of the depthwise convolution; 1 with stride 2.
-    expansion: ratio of the wide layer's channels to the input's; 1: there is no wide layer.
-    form: form of the operations, see `medlitenet_jax.models.ops`.
-    dtype: compute dtype.
-  """
-
-  features: int
-  stride: int = 1
-  dilation: int = 1
-  expansion: int = 6
-  form: str = "platform"
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train: bool):
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    chex.assert_rank(x, 4)
-    common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    y = x
-    if self.expansion > 1:
-      wide = self.expansion * x.shape[-1]
-      y = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)(y)
-      y = nn.relu6(Norm("expand", activate=False, name="expand_norm")(y, train=train))
-    y = Depthwise(self.stride, self.dilation, name="depthwise", **common)(y)
-    y = nn.relu6(Norm("depthwise", activate=False, name="depthwise_norm")(y, train=train))
-    y = Pointwise(self.features, use_bias=False, name="project", **common)(y)
-    y = Norm("project", activate=False, name="project_norm")(y, train=train)
-    return x + y if x.shape == y.shape else y
 
 
 class Encoder(nn.Module):
@@ -106,15 +78,16 @@ class Encoder(nn.Module):
     plan = zip(dims, self.blocks, STRIDES, DILATIONS, EXPANSIONS, strict=True)
     for stage, (dim, blocks, stride, dilation, expansion) in enumerate(plan, start=1):
       for block in range(1, blocks + 1):
-        residual = InvertedResidual(
+        mbconv = MBConv(
           dim,
           stride if block == 1 else 1,
           dilation,
           expansion,
+          relu6=True,
           name=f"stage{stage}_block{block}",
           **common,
         )
-        x = residual(x, train=train)
+        x = mbconv(x, train=train)
       stages.append(x)
     x = Pointwise(last, use_bias=False, kernel_init=kernel_init, name="last", **common)(x)
     return stages, nn.relu6(Norm("last", activate=False, name="last_norm")(x, train=train))

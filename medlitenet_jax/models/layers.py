@@ -138,14 +138,16 @@ def _depthwise_init(key, shape, dtype=jnp.float32):
 
 
 class Depthwise(nn.Module):
-  """3x3 depthwise convolution without bias.
+  """Depthwise convolution.
 
   Attributes:
     stride: distance between outputs, in pixels.
     dilation: distance between taps, in pixels.
-    kernel_init: initialiser of the kernel [3, 3, 1, C].
-    zero_sum: whether the mean of the kernel's nine taps is taken away from each, so that an even
-      area gives 0 whatever the kernel becomes.
+    kernel_init: initialiser of the kernel [*size, 1, C].
+    zero_sum: whether the mean of the kernel's taps is taken away from each, so that an even area
+      gives 0 whatever the kernel becomes.
+    size: height and width of the kernel, odd.
+    use_bias: whether a bias is added.
     form: form of the operation, see `medlitenet_jax.models.ops`.
     dtype: compute dtype.
   """
@@ -154,6 +156,8 @@ class Depthwise(nn.Module):
   dilation: int = 1
   kernel_init: Callable = _depthwise_init
   zero_sum: bool = False
+  size: tuple[int, int] = (3, 3)
+  use_bias: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
@@ -161,11 +165,16 @@ class Depthwise(nn.Module):
   def __call__(self, x):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
     chex.assert_rank(x, 4)
-    kernel = parameter(self, "kernel", self.kernel_init, (3, 3, 1, x.shape[-1]))
+    kernel = parameter(self, "kernel", self.kernel_init, (*self.size, 1, x.shape[-1]))
     if self.zero_sum:
       kernel -= jnp.mean(kernel, axis=(0, 1))
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
+    y = ops.depthwise_conv(x, kernel, self.stride, self.dilation, self.form)
+    if not self.use_bias:
+      return y
+    # In float32, as in `Pointwise`.
+    bias = parameter(self, "bias", nn.initializers.zeros_init(), (x.shape[-1],))
+    return (y + bias).astype(self.dtype)
 
 
 class Stem(nn.Module):
@@ -242,26 +251,37 @@ class MBConv(nn.Module):
   Attributes:
     features: output channels.
     stride: stride of the depthwise convolution.
-    expansion: ratio of the wide layer's channels to the input channels.
+    dilation: dilation of the depthwise convolution; 1 with stride 2.
+    expansion: ratio of the wide layer's channels to the input channels; 1: there is no wide layer.
+    relu6: whether ReLU6 stands in place of SiLU, as in MobileNetV2 itself.
     form: form of the operations.
     dtype: compute dtype.
   """
 
   features: int
   stride: int = 1
+  dilation: int = 1
   expansion: int = 6
+  relu6: bool = False
   form: str = "platform"
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, *, train: bool):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+    chex.assert_rank(x, 4)
     common: dict[str, Any] = {"form": self.form, "dtype": self.dtype}
-    wide = self.expansion * x.shape[-1]
-    y = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)(x)
-    y = Norm("expand", name="expand_norm")(y, train=train)
-    y = Depthwise(self.stride, name="depthwise", **common)(y)
-    y = Norm("depthwise", name="depthwise_norm")(y, train=train)
+
+    def activated(y, name):
+      y = Norm(name, activate=not self.relu6, name=f"{name}_norm")(y, train=train)
+      return nn.relu6(y) if self.relu6 else y
+
+    y = x
+    if self.expansion > 1:
+      wide = self.expansion * x.shape[-1]
+      expand = Pointwise(wide, use_bias=False, kernel_init=kernel_init, name="expand", **common)
+      y = activated(expand(y), "expand")
+    y = activated(Depthwise(self.stride, self.dilation, name="depthwise", **common)(y), "depthwise")
     y = Pointwise(self.features, use_bias=False, name="project", **common)(y)
     y = Norm("project", activate=False, name="project_norm")(y, train=train)
     return x + y if x.shape == y.shape else y

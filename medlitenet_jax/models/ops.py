@@ -186,12 +186,12 @@ def _gpu_kernel_grad(x, kernel, grad, *, stride, dilation):
 def depthwise_conv(x, kernel, stride: int = 1, dilation: int = 1, form: str = "platform"):
   """Convolves each channel with a kernel of its own.
 
-  Padded by dilation * (k - 1) / 2 zeros on each side, so that stride 1 keeps the size and stride 2
-  gives ceil(size / 2).
+  Padded by dilation * (k - 1) / 2 zeros above and below and dilation * (l - 1) / 2 at the sides, so
+  that stride 1 keeps the size and stride 2 gives ceil(size / 2).
 
   Args:
     x: [B, H, W, C], any float dtype.
-    kernel: [k, k, 1, C] of the same dtype, k odd.
+    kernel: [k, l, 1, C] of the same dtype, k and l odd.
     stride: step in both directions, in pixels.
     dilation: distance between taps, in pixels.
     form: one of `FORMS`.
@@ -462,7 +462,7 @@ def _upsample_backward(form, _, grad):
 upsample2x.defvjp(_upsample_forward, _upsample_backward)
 
 
-def _aligned_weights(size: int, factor: int, axis: int) -> list[np.ndarray]:
+def _lerp_weights(size: int, factor: int, axis: int, aligned: bool) -> list[np.ndarray]:
   """What values, `factor` times as many along an axis, take of those before, at and after them.
 
   Of n old values, the new ones factor k to factor k + factor - 1 lie less than a step from the old
@@ -472,33 +472,37 @@ def _aligned_weights(size: int, factor: int, axis: int) -> list[np.ndarray]:
     size: number of old values.
     factor: 2 or more.
     axis: of [B, H, W, C].
+    aligned: whether the first and the last of both lie on each other; else their frames do.
 
   Returns:
     Three [factor, n, 1, ...], to be multiplied with arrays of rank 4, the axis at its place.
   """
-  places = np.arange(factor * size) * (size - 1) / (factor * size - 1)
+  if aligned:
+    places = np.arange(factor * size) * (size - 1) / (factor * size - 1)
+  else:
+    places = np.clip((np.arange(factor * size) + 0.5) / factor - 0.5, 0, size - 1)
   steps = places.reshape(size, factor).T - np.arange(size)
   steps = steps.reshape(factor, size, *(1,) * (3 - axis)).astype(np.float32)
   return [np.maximum(0, -steps), 1 - np.abs(steps), np.maximum(0, steps)]
 
 
-def _lerp_aligned(x, axis: int, factor: int):
-  """Enlarges one axis, the first and last values of which stay the first and the last."""
+def _lerp(x, axis: int, factor: int, aligned: bool):
+  """Enlarges one axis; beyond the frame are copies of the first and the last values."""
   x = x.astype(jnp.float32)
   before = jnp.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, -1)], axis)
   after = jnp.concatenate([_part(x, axis, 1, None), _part(x, axis, -1, None)], axis)
-  weights = zip(*_aligned_weights(x.shape[axis], factor, axis), strict=True)
+  weights = zip(*_lerp_weights(x.shape[axis], factor, axis, aligned), strict=True)
   new = jnp.stack([before * b + x * at + after * a for b, at, a in weights], axis + 1)
   return new.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
-def _lerp_aligned_grad(grad, axis: int, factor: int):
-  """Adjoint of `_lerp_aligned`: an old value gathers from all new ones that have seen it."""
+def _lerp_grad(grad, axis: int, factor: int, aligned: bool):
+  """Adjoint of `_lerp`: an old value gathers from all new ones that have seen it."""
   size = grad.shape[axis] // factor
   new = grad.reshape(*grad.shape[:axis], size, factor, *grad.shape[axis + 1 :])
   to_before, to_own, to_after = (
     sum(jnp.take(new, i, axis + 1) * w for i, w in enumerate(weights))
-    for weights in _aligned_weights(size, factor, axis)
+    for weights in _lerp_weights(size, factor, axis, aligned)
   )
   none = jnp.zeros_like(_part(to_own, axis, 0, 1))
   from_next = jnp.concatenate([_part(to_before, axis, 1, None), none], axis)
@@ -506,33 +510,37 @@ def _lerp_aligned_grad(grad, axis: int, factor: int):
   return to_own + from_next + from_last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def enlarge_aligned(x, factor: int):
-  """Multiplies height and width by bilinear interpolation with the corner pixels on each other.
-
-  So do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot. Sums are
-  float32 inside.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def enlarge_by(x, factor: int, aligned: bool = False):
+  """Multiplies height and width by bilinear interpolation. Sums are float32 inside.
 
   Args:
     x: [B, H, W, C], any float dtype.
     factor: 2 or more.
+    aligned: whether the corner pixels of both grids lie on each other, instead of their frames. So
+      do several networks in PyTorch (`align_corners=True`); `jax.image.resize` cannot.
 
   Returns:
     [B, factor H, factor W, C] in the dtype of x.
   """
-  return _lerp_aligned(_lerp_aligned(x, 1, factor), 2, factor).astype(x.dtype)
+  return _lerp(_lerp(x, 1, factor, aligned), 2, factor, aligned).astype(x.dtype)
 
 
-def _aligned_forward(x, factor):
-  return enlarge_aligned(x, factor), None
+def _enlarge_forward(x, factor, aligned):
+  return enlarge_by(x, factor, aligned), None
 
 
-def _aligned_backward(factor, _, grad):
-  wide = _lerp_aligned_grad(grad.astype(jnp.float32), 2, factor)
-  return (_lerp_aligned_grad(wide, 1, factor).astype(grad.dtype),)
+def _enlarge_backward(factor, aligned, _, grad):
+  wide = _lerp_grad(grad.astype(jnp.float32), 2, factor, aligned)
+  return (_lerp_grad(wide, 1, factor, aligned).astype(grad.dtype),)
 
 
-enlarge_aligned.defvjp(_aligned_forward, _aligned_backward)
+enlarge_by.defvjp(_enlarge_forward, _enlarge_backward)
+
+
+def enlarge_aligned(x, factor: int):
+  """`enlarge_by` with the corner pixels on each other."""
+  return enlarge_by(x, factor, True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

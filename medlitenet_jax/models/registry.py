@@ -9,9 +9,12 @@ import jax.numpy as jnp
 
 from medlitenet_jax.models import ops
 from medlitenet_jax.models.attention_unet import ENTRY as ATTENTION_UNET
+from medlitenet_jax.models.bacanet import ENTRY as BACANET
 from medlitenet_jax.models.deeplab_v3_plus import ENTRY as DEEPLAB_V3_PLUS
 from medlitenet_jax.models.entry import Entry, Sizes
+from medlitenet_jax.models.fat_net import ENTRY as FAT_NET
 from medlitenet_jax.models.medlitenet.entry import ENTRY as MEDLITENET
+from medlitenet_jax.models.segformer import ENTRY as SEGFORMER
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.models.swin_unet import ENTRY as SWIN_UNET
 from medlitenet_jax.models.transunet import ENTRY as TRANSUNET
@@ -27,6 +30,9 @@ NETWORKS: dict[str, Entry] = {
   "deeplab_v3_plus": DEEPLAB_V3_PLUS,
   "swin_unet": SWIN_UNET,
   "transunet": TRANSUNET,
+  "fat_net": FAT_NET,
+  "bacanet": BACANET,
+  "segformer": SEGFORMER,
 }
 # Fields of `config.model` that all networks share, each with the value that every network accepts.
 # A network that accepts other values has a module attribute of the same name.

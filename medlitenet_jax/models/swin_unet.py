@@ -16,7 +16,7 @@ import numpy as np
 from medlitenet_jax.models import knockout
 from medlitenet_jax.models.entry import Entry, Sizes
 from medlitenet_jax.models.layers import Linear, Pointwise, parameter, summarised
-from medlitenet_jax.models.tokens import TokenMLP, attend
+from medlitenet_jax.models.tokens import TokenMLP, attend, drop_path, drop_rates
 from medlitenet_jax.system.rules import number, several, whole
 
 PATCH = 4  # pixels a side of a token of the first stage
@@ -132,21 +132,6 @@ class WindowAttention(nn.Module):
     if self.shift:
       y = jnp.roll(y, (self.shift, self.shift), (1, 2))
     return Linear(c, self.dtype, _normal, name="out")(y)
-
-
-def drop_path(rate: float, *, train: bool) -> nn.Dropout:
-  """Leaves out a residual branch in training, for each photograph by itself.
-
-  Args:
-    rate: how often; what remains is scaled up, so that the expectation stays.
-    train: whether it does; RNG "dropout".
-
-  Returns:
-    The module: [B, H, W, C] to [B, H, W, C].
-
-  Reference: Huang et al., Deep Networks with Stochastic Depth, 2016.
-  """
-  return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)
 
 
 class SwinBlock(nn.Module):
@@ -351,7 +336,7 @@ class SwinUnet(nn.Module):
   @nn.nowrap
   def _stages(self) -> Stages:
     """Fields of the blocks of each stage."""
-    rates = iter(np.linspace(0, self.drop_path, sum(self.depths)).tolist())
+    rates = drop_rates(self.drop_path, self.depths)
     return tuple(
       tuple(
         {
@@ -359,11 +344,11 @@ class SwinUnet(nn.Module):
           "window": self.window,
           "shifted": i % 2 == 1,
           "mlp_ratio": self.mlp_ratio,
-          "drop_rate": next(rates),
+          "drop_rate": rate,
         }
-        for i in range(depth)
+        for i, rate in enumerate(own)
       )
-      for depth, heads in zip(self.depths, self.heads, strict=True)
+      for own, heads in zip(rates, self.heads, strict=True)
     )
 
 

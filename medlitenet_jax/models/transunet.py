@@ -18,8 +18,8 @@ from jax import lax
 from medlitenet_jax.models import knockout, ops
 from medlitenet_jax.models.blocks import ConvNormRelu, DoubleConv, conv
 from medlitenet_jax.models.entry import Entry, Sizes
-from medlitenet_jax.models.layers import Linear, Pointwise, kernel_init, parameter, summarised
-from medlitenet_jax.models.tokens import TokenMLP, attend
+from medlitenet_jax.models.layers import Pointwise, kernel_init, parameter, summarised
+from medlitenet_jax.models.tokens import TransformerLayer
 from medlitenet_jax.system.rules import number, several, whole
 
 STRIDE = 16  # pixels a side that a token stands for
@@ -155,57 +155,6 @@ class Backbone(nn.Module):
     return maps
 
 
-class SelfAttention(nn.Module):
-  """Multi-head self-attention.
-
-  Attributes:
-    heads: attention heads; must divide the channels.
-    dtype: compute dtype; the softmax is computed in float32.
-  """
-
-  heads: int
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x):
-    """Maps [B, N, D] tokens to [B, N, D]."""
-    chex.assert_rank(x, 3)
-
-    def linear(name):
-      init = nn.initializers.xavier_uniform()
-      return Linear(x.shape[-1], self.dtype, init, name=name)
-
-    queries, keys, values = (
-      linear(name)(x).reshape(*x.shape[:2], self.heads, -1) for name in ("query", "key", "value")
-    )
-    return linear("out")(attend(queries, keys, values).reshape(x.shape))
-
-
-class TransformerLayer(nn.Module):
-  """Attention and a feed-forward network, each after a LayerNorm and with a residual connection.
-
-  Attributes:
-    heads: attention heads.
-    mlp_dim: hidden channels of the feed-forward network.
-    dropout: rate in the feed-forward network in training.
-    dtype: compute dtype.
-  """
-
-  heads: int
-  mlp_dim: int
-  dropout: float
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train: bool):
-    """Maps [B, N, D] tokens to [B, N, D]."""
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="attention_norm")(x)
-    x = x + SelfAttention(self.heads, self.dtype, name="attention")(y)
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="mlp_norm")(x)
-    init = nn.initializers.xavier_uniform()
-    return x + TokenMLP(self.mlp_dim, self.dropout, init, self.dtype, name="mlp")(y, train=train)
-
-
 class Transformer(nn.Module):
   """Vision transformer whose tokens are the places of a map, without one for the class.
 
@@ -237,7 +186,7 @@ class Transformer(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for i in range(self.layers):
       layer = TransformerLayer(
-        self.heads, self.mlp_dim, self.dropout, self.dtype, name=f"layer{i + 1}"
+        self.heads, self.mlp_dim, self.dropout, dtype=self.dtype, name=f"layer{i + 1}"
       )
       x = layer(x, train=train)
     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
@@ -309,7 +258,7 @@ class TransUNet(nn.Module):
         x = jnp.concatenate([x, jnp.pad(skip, ((0, 0), lost, lost, (0, 0)))], axis=-1)
       x = DoubleConv(dim, dtype=self.dtype, name=f"decoder{stage}")(x, train=train)
     # In float32, for logits that are not rounded.
-    outputs = {"mask": conv(1, name="head")(x)}
+    outputs = {"mask": conv(1, kernel_init=nn.initializers.lecun_normal(), name="head")(x)}
     return outputs if train else {**outputs, "features": summarised(skips)}
 
 

@@ -68,7 +68,7 @@ class UNet(nn.Module):
       if self.bilinear:
         x = ops.enlarge_aligned(x, 2)
       else:
-        x = DoublingConv(width, self.dtype, name=f"up{stage}")(x)
+        x = DoublingConv(width, dtype=self.dtype, name=f"up{stage}")(x)
       features = width // share if stage < len(skips) else width
       block = DoubleConv(features, middle=width, dtype=self.dtype, name=f"decoder{stage}")
       x = block(jnp.concatenate([skip, x], axis=-1), train=train)

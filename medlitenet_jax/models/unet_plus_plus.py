@@ -143,7 +143,7 @@ class UNetPlusPlus(nn.Module):
     """What x(level, place) sees of the node below it."""
     if self.batch_norm:
       return ops.enlarge_aligned(x, 2)
-    return DoublingConv(self.width * 2**level, self.dtype, name=f"up{level}_{place}")(x)
+    return DoublingConv(self.width * 2**level, dtype=self.dtype, name=f"up{level}_{place}")(x)
 
   @nn.nowrap
   def _head(self, name: str) -> Pointwise:

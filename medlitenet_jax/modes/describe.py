@@ -1,4 +1,4 @@
-"""The network part by part: parameters, XLA's own count of operations, and a picture of both."""
+"""The network part by part: parameters, operations, and a picture of both."""
 
 from pathlib import Path
 

@@ -1,20 +1,26 @@
-"""Lower bound on the time of a computation: a roofline from its operations and its bytes."""
+"""Lower bound on the time of a computation: a roofline from its operations and its bytes.
+
+Both are those of convolutions and matrix products, *products* here; whatever stands between them
+can be fused and is taken to be free. So operations are what papers and other tools count.
+"""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 class Cost(NamedTuple):
   """Minimum work of a function.
 
   Attributes:
-    flops: floating-point operations as XLA counts them; a multiply-add is two.
+    flops: floating-point operations of products, two for each multiply-add. A tap that lies on the
+      zeros around a map counts.
     bytes: bytes moved even if everything else is fused: arguments and results of the function, and
-      operands and results of its convolutions and matrix products.
+      operands and results of its products.
   """
 
   flops: float
@@ -49,22 +55,42 @@ def count_cost(function: Callable, *args) -> Cost:
     *args: arrays or their shapes.
 
   Returns:
-    The cost of one call.
+    The cost of one call, without the products whose results nothing needs.
   """
-  traced = jax.jit(function).trace(*args)
-  flops = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
-  jaxpr = traced.jaxpr
-  return Cost(flops, sum(map(_size, (*jaxpr.in_avals, *jaxpr.out_avals))) + _moved(jaxpr.jaxpr))
+  traced = jax.make_jaxpr(function)(*args)
+  jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+  flops, moved = 0.0, sum(map(_size, (*traced.in_avals, *traced.out_avals)))
+  for product in _products(jaxpr):
+    flops += 2 * _multiply_adds(product)
+    moved += sum(_size(each.aval) for each in (*product.invars, *product.outvars))
+  return Cost(flops, moved)
 
 
-def _moved(jaxpr: core.Jaxpr) -> float:
-  """Bytes of the operands and results of convolutions and matrix products, at any depth."""
-  total = 0.0
+def _products(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+  """Convolutions and matrix products at any depth, but for those that resize maps.
+
+  JAX resizes by products with matrices that are nearly all zeros, in place of which a few
+  multiply-adds a pixel do (`ops.upsample2x`).
+  """
   for equation in jaxpr.eqns:
     if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-      total += sum(_size(each.aval) for each in (*equation.invars, *equation.outvars))
-    total += sum(map(_moved, core.jaxprs_in_params(equation.params)))
-  return total
+      yield equation
+    elif equation.params.get("name") != "_resize":
+      for inner in core.jaxprs_in_params(equation.params):
+        yield from _products(inner)
+
+
+def _multiply_adds(product: core.JaxprEqn) -> float:
+  avals: list[Any] = [each.aval for each in (*product.invars, *product.outvars)]
+  left, right, result = (aval.shape for aval in avals)
+  if product.primitive.name == "dot_general":
+    (contracted, _), _ = product.params["dimension_numbers"]
+    each = math.prod(left[axis] for axis in contracted)
+  else:
+    outputs = right[product.params["dimension_numbers"].rhs_spec[0]]
+    # In the gradient of a stride, most taps lie on the zeros between the values.
+    each = math.prod(right) / outputs / math.prod(product.params["lhs_dilation"])
+  return math.prod(result) * each
 
 
 def _size(aval) -> float:

@@ -23,7 +23,7 @@ class Part:
     name: name of the submodule; inside an expanded one, both names, as in "encoder/stage1".
     shape: shape of its output for one image, without the batch axis.
     params: number of parameters.
-    flops: floating-point operations of a forward pass of one image; a multiply-add is two.
+    flops: of a forward pass of one image, see `Cost`.
   """
 
   name: str
@@ -48,7 +48,7 @@ def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
   """
   model = create_model({**fields, "form": "library"}, jnp.float32)
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  variables = inspect_model(model, image_size).shapes
   expanded = [(name,) for name in NETWORKS[fields["name"]].expanded]
   calls: list[tuple[tuple[str, ...], nn.Module, Any, Any, Any]] = []
 
@@ -68,11 +68,9 @@ def count_parts(fields: dict[str, Any], image_size: int) -> list[Part]:
     name = path[0] if len(path) == 1 else f"{path[0]}/{path[1].split('_')[0]}"
     part = parts.setdefault(name, Part(name))
     subtree = _subtree(variables, path)
-    apply = functools.partial(module.apply, **kwargs)
-    cost = jax.jit(apply).lower(subtree, *args).cost_analysis() or {}
     part.shape = output.shape[1:]
     part.params += sum(leaf.size for leaf in jax.tree.leaves(subtree.get("params", {})))
-    part.flops += cost.get("flops", 0.0)
+    part.flops += count_cost(functools.partial(module.apply, **kwargs), subtree, *args).flops
   return list(parts.values())
 
 
@@ -90,11 +88,9 @@ def count_forward(fields: dict[str, Any], dtype: Any, batch: int, image_size: in
   """
   model = create_model({**fields, "form": "library"}, dtype)
   image = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.uint8)
-  blank = jax.ShapeDtypeStruct(image.shape, jnp.float32)
-  folds = inspect_model(model, image_size).folds
-  variables = jax.eval_shape(
-    lambda image: fold_batch_norm(model.init(jax.random.key(0), image), folds), blank
-  )
+  structure = inspect_model(model, image_size)
+  fold = functools.partial(fold_batch_norm, folds=structure.folds)
+  variables = jax.eval_shape(fold, structure.shapes)
 
   def logits(variables, image):
     outputs: Any = model.apply(variables, normalize(image))

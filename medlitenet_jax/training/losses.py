@@ -115,8 +115,8 @@ def _boundaries_term(outputs, targets, *, width: float):
   """
   if not outputs.get("boundaries"):
     raise InputError(
-      "config.loss.boundaries: the network returns no boundary maps; MedLiteNet does with "
-      "boundary_magnitude=True and a gate or a bias; otherwise set the weight to 0"
+      "config.loss.boundaries: the network returns no boundary maps; BACANet does, and MedLiteNet "
+      "with boundary_magnitude=True and a gate or a bias; otherwise set the weight to 0"
     )
   band = boundary_band(targets["mask"], width)
   losses = []

@@ -11,9 +11,9 @@ from medlitenet_jax.models.deeplab_v3_plus import (
   AtrousPyramid,
   DeepLabV3Plus,
   Encoder,
-  InvertedResidual,
   SeparableConv,
 )
+from medlitenet_jax.models.layers import MBConv
 from medlitenet_jax.models.structure import inspect_model
 
 DIMS, BLOCKS = (8, 8, 12, 16, 20, 24, 8, 8, 16), (1, 1, 1, 1, 1, 2, 1)
@@ -82,7 +82,7 @@ def test_separable_convolutions_reach_as_far_as_they_are_dilated(dilation, rando
 @pytest.mark.parametrize(("features", "expansion"), [(4, 3), (5, 1)])
 def test_inverted_residuals(features, expansion, randomise):
   """ReLU6 after all but the last, and the input added where the shapes agree."""
-  module, x = InvertedResidual(features, 1, 2, expansion), 6 * normal(2, 4, 5, 4)
+  module, x = MBConv(features, 1, 2, expansion, relu6=True), 6 * normal(2, 4, 5, 4)
   init = functools.partial(module.init, train=False)
   variables = randomise(jax.eval_shape(init, jax.random.key(0), x))
   params, stats = variables["params"], variables["batch_stats"]

@@ -2,12 +2,15 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from checked_folds import check_folds
 from jax.interpreters import partial_eval
 
+from configs.base import get_config
 from medlitenet_jax.models.knockout import expand
 from medlitenet_jax.models.registry import (
   NETWORKS,
@@ -18,6 +21,7 @@ from medlitenet_jax.models.registry import (
 )
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.system.errors import InputError
+from medlitenet_jax.training.losses import create_objective
 
 # Exact numbers of parameters, those of the published networks, and a size that each takes.
 PARAMETERS = {
@@ -34,6 +38,9 @@ PARAMETERS = {
   ("swin_unet", "window_8"): (256, 27_175_524),
   ("transunet", "base"): (224, 105_275_921),
   ("transunet", "size_256"): (256, 105_322_001),
+  ("fat_net", "base"): (16, 28_754_017),
+  ("segformer", "base"): (32, 3_714_401),
+  ("bacanet", "base"): (32, 7_573_887),  # of the reconstruction; its authors state 7.56 million
 }
 OTHER_PAPERS = sorted({name for name, _ in PARAMETERS})
 SMALL = {
@@ -64,7 +71,32 @@ SMALL = {
     "mlp_dim": 4,
     "decoder_dims": (12, 8, 8, 6, 4),
   },
+  "fat_net": {
+    "width": 4,
+    "units": (1, 1, 1, 1),
+    "dim": 6,
+    "layers": 2,
+    "heads": 2,
+    "mlp_ratio": 2,
+    "adaptations": (2, 1, 1),
+  },
+  "segformer": {
+    "dims": (4, 4, 6, 8),
+    "depths": (1, 1, 1, 1),
+    "heads": (1, 2, 3, 2),
+    "mlp_ratio": 2,
+    "decoder_dim": 6,
+  },
+  "bacanet": {
+    "dims": (4, 4, 6, 8),
+    "depths": (1, 1, 1, 1),
+    "mlp_ratios": (2, 1, 1, 1),
+    "decoder_dims": (6, 4, 4),
+  },
 }
+# Names of the maps that a network returns besides the mask; those of inner layers in training only.
+DEEP = {"deep": {"head1", "head2", "head3"}}
+BOUNDARIES = {"boundaries": {"stage1", "stage2", "stage3"}}
 # One of each plan: the least size that it takes, another one that it takes, channels of the maps
 # that its features summarise.
 PLANS = [
@@ -77,6 +109,9 @@ PLANS = [
   ("deeplab_v3_plus", {}, 16, (32, 48), 8 + 12 + 16 + 24),
   ("swin_unet", {}, 64, (64, 128), 4 + 8 + 16),
   ("transunet", {}, 48, (48, 48), 32 + 128 + 256),
+  ("fat_net", {}, 16, (32, 48), 4 + 8 + 16),
+  ("segformer", {}, 32, (64, 32), 4 + 4 + 6),
+  ("bacanet", {}, 32, (64, 32), 4 + 4 + 6),
 ]
 plans = pytest.mark.parametrize(("name", "own", "least", "size", "channels"), PLANS)
 
@@ -89,8 +124,22 @@ def small(name, dtype=jnp.bfloat16, **own):
   return create_model(fields(name, **SMALL[name], **own), dtype)
 
 
-def photographs(*sides):
-  return jax.ShapeDtypeStruct((2, *sides, 3), jnp.float32)
+def photographs(*sides, channels=3):
+  return jax.ShapeDtypeStruct((2, *sides, channels), jnp.float32)
+
+
+def further_maps(name, own, *, train):
+  if name == "bacanet":
+    return BOUNDARIES
+  return DEEP if train and own.get("deep_supervision") else {}
+
+
+def loss_of(name, own):
+  """The recipe's terms with the weights that the network brings, of outputs and masks."""
+  weights = {"bce": 1.0, **model_loss_weights(resolve_model(fields(name, **own)))}
+  terms = {term: {**get_config().loss[term], "weight": weight} for term, weight in weights.items()}
+  objective = create_objective(terms)
+  return lambda outputs, mask: objective(outputs, {"mask": mask})[0]
 
 
 def names(tree):
@@ -101,7 +150,8 @@ def names(tree):
 @pytest.mark.parametrize(("name", "variant"), PARAMETERS)
 def test_parameter_counts(name, variant):
   size, total = PARAMETERS[name, variant]
-  shapes = inspect_model(create_model(fields(name, variant), jnp.float32), size).shapes["params"]
+  model = create_model({**fields(name, variant), "form": "library"}, jnp.float32)  # traces fastest
+  shapes = inspect_model(model, size).shapes["params"]
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == total
 
 
@@ -116,7 +166,7 @@ def test_outputs_in_inference_and_folds(name, own, least, size, channels):
   structure = inspect_model(model, least)
   assert {leaf.dtype for leaf in jax.tree.leaves(structure.shapes)} == {jnp.dtype(jnp.float32)}
   found = check_folds(model, structure, photographs(*size))
-  assert set(found) == {"mask", "features"}
+  assert set(found) == {"mask", "features", *further_maps(name, own, train=False)}
   assert found["mask"].shape == (2, *size, 1) and found["features"].shape == (2, 2 * channels)
   assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
@@ -133,18 +183,36 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
     return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=keys)
 
   traced, (outputs, updated) = jax.make_jaxpr(step, return_shape=True)(shapes, photographs(*size))
-  heads = {"head1", "head2", "head3"} if own.get("deep_supervision") else set()
-  assert set(outputs) == {"mask"} | ({"deep"} if heads else set())
-  assert set(outputs.get("deep", {})) == heads
-  for logits in jax.tree.leaves(outputs):
-    assert logits.shape == (2, *size, 1) and logits.dtype == jnp.float32
+  further = {output: set(found) for output, found in outputs.items() if output != "mask"}
+  assert further == further_maps(name, own, train=True)
+  assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(jnp.float32)}
+  for logits in (outputs["mask"], *outputs.get("deep", {}).values()):
+    assert logits.shape == (2, *size, 1)
   assert updated.get("batch_stats", {}) == shapes.get("batch_stats", {})
-  masks = len(jax.tree.leaves(outputs))
-  wanted = [i < masks for i in range(len(traced.jaxpr.outvars))]
+  assert jax.eval_shape(loss_of(name, own), outputs, photographs(*size, channels=1)).shape == ()
+  maps = len(jax.tree.leaves(outputs))
+  wanted = [i < maps for i in range(len(traced.jaxpr.outvars))]
   _, used = partial_eval.dce_jaxpr(traced.jaxpr, wanted)
   inputs = [*names(shapes), "image"]
   unused = {path for path, is_used in zip(inputs, used, strict=True) if not is_used}
   assert unused == {path for path in inputs if path.startswith("batch_stats")}
+
+
+@pytest.mark.parametrize(("name", "least"), [("fat_net", 16), ("transunet", 48)])
+def test_heads_of_3x3_pixels_start_as_those_of_one(name, least):
+  """What suits a ReLU depends on the number of outputs, and makes logits of one large."""
+  inits = []
+
+  def note(next_call, args, kwargs, context):
+    if context.module.path == ("head",):
+      inits.append(context.module.kernel_init)
+    return next_call(*args, **kwargs)
+
+  model = small(name)
+  with nn.intercept_methods(note):
+    jax.eval_shape(model.apply, inspect_model(model, least).shapes, photographs(least, least))
+  kernel = inits[0](jax.random.key(0), (3, 3, 64, 1))
+  assert np.std(kernel) == pytest.approx(1 / np.sqrt(9 * 64), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +226,9 @@ def test_every_parameter_reaches_the_masks_of_training(name, own, least, size, c
     ("swin_unet", {"window": 8}, (256, 128), "multiples of 256 from 256 up"),
     ("transunet", {}, (224, 256), "only sides of 224 pixels"),
     ("transunet", {"image_size": 64}, (224, 224), "only sides of 64 pixels"),
+    ("fat_net", {}, (224, 100), "multiples of 16 from 16 up"),
+    ("segformer", {}, (48, 32), "multiples of 32 from 32 up"),
+    ("bacanet", {}, (32, 16), "multiples of 32 from 32 up"),
   ],
 )
 def test_other_sizes_are_refused(name, own, size, takes):
@@ -208,6 +279,28 @@ def test_other_sizes_are_refused(name, own, size, takes):
     ("transunet", "mlp_dim", 1.5),
     ("transunet", "decoder_dims", (512, 256, 128, 64)),
     ("transunet", "dropout", -0.1),
+    ("fat_net", "width", 6),
+    ("fat_net", "units", (3, 4, 6)),
+    ("fat_net", "dim", 200),
+    ("fat_net", "layers", 0),
+    ("fat_net", "heads", 0),
+    ("fat_net", "mlp_ratio", 1.5),
+    ("fat_net", "adaptations", (6, 4, 0)),
+    ("fat_net", "dropout", 0.1),
+    ("segformer", "dims", (32, 64, 160, 0)),
+    ("segformer", "depths", (2, 2, 2)),
+    ("segformer", "heads", (1, 2, 3, 8)),
+    ("segformer", "heads", (1, 2, 5, 0)),
+    ("segformer", "mlp_ratio", 0),
+    ("segformer", "decoder_dim", 1.5),
+    ("segformer", "drop_path", 1.0),
+    ("segformer", "dropout", -0.1),
+    ("bacanet", "dims", (32, 64, 161, 256)),
+    ("bacanet", "dims", (32, 64, 160)),
+    ("bacanet", "depths", (3, 3, 5, 0)),
+    ("bacanet", "mlp_ratios", (8, 8, 4)),
+    ("bacanet", "decoder_dims", (288, 192)),
+    ("bacanet", "drop_path", 1.0),
   ],
 )
 def test_wrong_values_are_refused(name, field, value):
@@ -232,6 +325,9 @@ def _gates(count):
   return {"gates", "skips", *single, *(f"{gate}/coefficients" for gate in single)}
 
 
+STAGES = [f"encoder/stage{i}_block1" for i in (1, 2, 3, 4)]
+
+
 def _attention(*modules):
   return {"attention", *(f"{module}/attention" for module in modules)}
 
@@ -242,6 +338,23 @@ def _attention(*modules):
     ("attention_unet", {}, 16, _gates(4)),
     ("attention_unet", {"grid": True}, 16, _gates(3)),
     ("transunet", {}, 48, _attention("transformer/layer1", "transformer/layer2")),
+    (
+      *("fat_net", {}, 16),
+      _attention("transformer/layer1", "transformer/layer2")
+      | {"transformer", "gate", "adaptation", "adapt1", "adapt2", "adapt3"},
+    ),
+    (
+      *("segformer", {}, 32),
+      _attention(*STAGES)
+      | {"mlp", *(f"{stage}/mlp" for stage in STAGES)}
+      | {"stages", *(f"decoder/stage{i}" for i in (1, 2, 3, 4))},
+    ),
+    (
+      *("bacanet", {}, 32),
+      _attention(*STAGES)
+      | {"boundary", "boundary1", "boundary2", "boundary3"}
+      | {"gate", *(f"decoder{i}/gate" for i in (1, 2, 3))},
+    ),
     (
       *("swin_unet", {}, 64),
       _attention(

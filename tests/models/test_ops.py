@@ -99,6 +99,20 @@ def test_depthwise_is_the_sum_over_taps(form, stride, dilation):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_depthwise_takes_a_strip():
+  x = normal(2, 6, 7, 3)
+  square = np.zeros((5, 5, 1, 3), np.float32)
+  square[:, 2] = normal(5, 1, 3, seed=1)
+  for whole, kernel in (
+    (square, square[:, 2:3]),
+    (square.swapaxes(0, 1), square[:, 2:3].swapaxes(0, 1)),
+  ):
+    np.testing.assert_allclose(
+      ops.depthwise_conv(x, kernel), depthwise_loops(x, whole, 1, 1), rtol=1e-5, atol=1e-5
+    )
+    assert_forms_agree(depthwise, x, kernel, rtol=1e-5, atol=1e-5)
+
+
 def test_depthwise_takes_a_larger_kernel():
   x, kernel = normal(1, 6, 7, 2), normal(5, 5, 1, 2, seed=1)
   np.testing.assert_allclose(
@@ -171,19 +185,24 @@ def test_enlarging_is_jaxs_resize(target):
   np.testing.assert_allclose(ops.enlarge(x, *target), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "factor"), [((2, 3), 2), ((5, 1), 4)])
-def test_enlarging_aligned_keeps_the_corners(size, factor):
-  """On straight lines between old values, the ends of which stay, and the gradient is adjoint."""
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("size", "factor"), [((2, 3), 2), ((5, 1), 4), ((3, 2), 8)])
+def test_enlarging_lies_on_straight_lines_between_old_values(size, factor, aligned):
+  """Aligned, the corners stay; and the gradient is adjoint."""
   x, grad = normal(2, *size, 3), normal(2, *(factor * side for side in size), 3, seed=1)
-  rows, columns = (
-    np.array([np.interp(np.linspace(0, n - 1, factor * n), range(n), one) for one in np.eye(n)])
-    for n in size
-  )
-  y, pull = jax.vjp(functools.partial(ops.enlarge_aligned, factor=factor), x)
+
+  def weights(n):
+    places = (np.arange(factor * n) + 0.5) / factor - 0.5
+    if aligned:
+      places = np.linspace(0, n - 1, factor * n)
+    return np.array([np.interp(places, range(n), one) for one in np.eye(n)])
+
+  rows, columns = map(weights, size)
+  y, pull = jax.vjp(lambda x: ops.enlarge_by(x, factor, aligned), x)
   np.testing.assert_allclose(y, np.einsum("bhwc,hH,wW->bHWc", x, rows, columns), atol=1e-6)
   expected = np.einsum("bHWc,hH,wW->bhwc", grad, rows, columns)
   np.testing.assert_allclose(pull(jnp.asarray(grad))[0], expected, atol=1e-5)
-  half = ops.enlarge_aligned(x.astype(jnp.bfloat16), factor)
+  half = ops.enlarge_by(x.astype(jnp.bfloat16), factor, aligned)
   assert half.dtype == jnp.bfloat16
 
 

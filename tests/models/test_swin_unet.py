@@ -15,7 +15,6 @@ from medlitenet_jax.models.swin_unet import (
   SwinBlock,
   SwinUnet,
   WindowAttention,
-  drop_path,
   from_windows,
   relative_positions,
   shift_mask,
@@ -141,16 +140,6 @@ def test_expanding_spreads_channels_over_a_square(randomise, factor):
   expected = expected * own["norm"]["scale"] + own["norm"]["bias"]
   assert set(own["linear"]) == {"kernel"}
   np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_drop_path_leaves_out_whole_photographs_and_keeps_the_expectation():
-  x, count = jnp.ones((4000, 1, 2, 3)), 4000
-  y = drop_path(0.2, train=True).apply({}, x, rngs={"dropout": jax.random.key(0)})
-  kept = np.asarray(y[:, 0, 0, 0])
-  np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None, None], y.shape))
-  np.testing.assert_allclose(np.unique(kept), [0, 1.25], rtol=1e-6)
-  assert abs(kept.mean() - 1) < 4 * 0.5 / np.sqrt(count)  # the deviation of one is a half
-  np.testing.assert_array_equal(drop_path(0.2, train=False).apply({}, x), x)
 
 
 def test_drop_rates_grow_linearly_and_the_decoder_has_those_of_the_encoder():

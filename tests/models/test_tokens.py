@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medlitenet_jax.models.tokens import TokenMLP, attend
+from medlitenet_jax.models.tokens import SelfAttention, TokenMLP, attend, drop_path
 
 
 def normal(*shape, seed=0):
@@ -57,3 +57,26 @@ def test_the_feed_forward_network_is_its_definition(randomise):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
   trained = module.apply({"params": params}, x, train=True, rngs={"dropout": jax.random.key(1)})
   assert 0 < np.mean(np.asarray(trained) == 0) < 1
+
+
+def test_self_attention_is_the_same_from_one_layer_as_from_three(randomise):
+  x, apart, joint = normal(2, 5, 8), SelfAttention(2), SelfAttention(2, joint=True)
+  params = randomise(jax.eval_shape(apart.init, jax.random.key(0), x))["params"]
+  parts = [params[name] for name in ("query", "key", "value")]
+  qkv = jax.tree.map(lambda *leaves: np.concatenate(leaves, -1), *parts)
+  np.testing.assert_allclose(
+    joint.apply({"params": {"qkv": qkv, "out": params["out"]}}, x),
+    apart.apply({"params": params}, x),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+def test_drop_path_leaves_out_whole_photographs_and_keeps_the_expectation():
+  x, count = jnp.ones((4000, 1, 2, 3)), 4000
+  y = drop_path(0.2, train=True).apply({}, x, rngs={"dropout": jax.random.key(0)})
+  kept = np.asarray(y[:, 0, 0, 0])
+  np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None, None], y.shape))
+  np.testing.assert_allclose(np.unique(kept), [0, 1.25], rtol=1e-6)
+  assert abs(kept.mean() - 1) < 4 * 0.5 / np.sqrt(count)  # the deviation of one is a half
+  np.testing.assert_array_equal(drop_path(0.2, train=False).apply({}, x), x)

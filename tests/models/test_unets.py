@@ -5,9 +5,10 @@ import functools
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
-from medlitenet_jax.models.attention_unet import Coefficients, GridCoefficients
-from medlitenet_jax.models.blocks import DoublingConv
+from medlitenet_jax.models.attention_unet import GridCoefficients
+from medlitenet_jax.models.blocks import Coefficients, DoublingConv
 from medlitenet_jax.models.structure import inspect_model
 from medlitenet_jax.models.unet_plus_plus import Node, UNetPlusPlus, mean_probability
 
@@ -20,9 +21,11 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def test_a_doubling_convolution_is_the_transposed_one(randomise):
-  x = normal(2, 3, 5, 4)
-  ours, theirs = DoublingConv(6), nn.ConvTranspose(6, (2, 2), (2, 2), padding="VALID")
+# Zeros before and after, of the rows and columns that the stride has spread out.
+@pytest.mark.parametrize(("side", "zeros"), [(2, (1, 1)), (3, (1, 2)), (4, (2, 2))])
+def test_a_doubling_convolution_is_the_transposed_one(side, zeros, randomise):
+  x, ours = normal(2, 3, 5, 4), DoublingConv(6, side)
+  theirs = nn.ConvTranspose(6, (side, side), (2, 2), padding=(zeros, zeros))
   shapes, same = (jax.eval_shape(m.init, jax.random.key(0), x) for m in (ours, theirs))
   assert shapes == same
   variables = randomise(shapes)

@@ -1,5 +1,7 @@
 """Minimum work of functions whose operations and bytes can be counted by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,13 +46,43 @@ def test_a_multiply_add_of_a_convolution_is_two_operations():
   assert cost.bytes == 2 * 4 * (2 * 6 * 6 * 3 + 3 * 3 * 3 * 5 + 2 * 4 * 4 * 5)
 
 
-def test_a_gradient_triples_the_cost():
-  def loss(x, w):
-    return jnp.sum(jnp.dot(x, w) ** 2)
+def strided(x, w, groups=1):
+  """3x3 convolution with stride 2 and a pixel of zeros around the map."""
+  return jax.lax.conv_general_dilated(
+    *(x, w, (2, 2), ((1, 1), (1, 1))),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
 
-  one = count_cost(jnp.dot, X, W).flops
-  three = count_cost(jax.value_and_grad(loss, argnums=(0, 1)), X, W).flops
-  assert 3 * one <= three < 3.5 * one
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_taps_on_the_zeros_around_a_map_count(groups):
+  x = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
+  w = jax.ShapeDtypeStruct((3, 3, 3 // groups, 6), jnp.float32)
+  cost = count_cost(functools.partial(strided, groups=groups), x, w)
+  assert cost.flops == 2 * (2 * 3 * 3) * 6 * (3 * 3 * 3 // groups)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 3])
+def test_a_gradient_triples_the_cost(groups):
+  function, x, w = jnp.dot, X, W
+  if groups:
+    function = functools.partial(strided, groups=groups)
+    x = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
+    w = jax.ShapeDtypeStruct((3, 3, 3 // groups, 6), jnp.float32)
+  step = jax.value_and_grad(lambda x, w: jnp.sum(function(x, w) ** 2), argnums=(0, 1))
+  assert count_cost(step, x, w).flops == 3 * count_cost(function, x, w).flops
+
+
+def test_products_that_resize_or_that_nothing_needs_are_not_counted():
+  x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
+
+  def loss(x):
+    return jnp.sum(jax.image.resize(x, (1, 8, 8, 3), "bilinear") ** 2)
+
+  around = 4 * (2 * 48 + 1)  # the function's own argument and results
+  assert count_cost(jax.value_and_grad(loss), x) == Cost(0, around)
+  assert count_cost(lambda x, w: (jnp.dot(x, w), x + 1)[1], X, W).flops == 0
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving_data():

@@ -12,7 +12,6 @@ multiply-adds by more than 2 %.
 import argparse
 import importlib
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -53,26 +52,6 @@ def theirs(name: str, variant: str, size: int, folder: Path) -> None:
   (folder / "notes.json").write_text(json.dumps(notes))
 
 
-def multiply_adds(jaxpr) -> int:
-  """Those of convolutions and matrix products, with the zeros around a map, as PyTorch counts."""
-  from jax.extend import core
-
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "conv_general_dilated":
-      kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-      each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-      total += math.prod(equation.outvars[0].aval.shape) * each
-    elif equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      each = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-      total += math.prod(equation.outvars[0].aval.shape) * each
-    # JAX resizes by products with matrices that are nearly all zeros.
-    elif equation.params.get("name") != "_resize":
-      total += sum(map(multiply_adds, core.jaxprs_in_params(equation.params)))
-  return total
-
-
 def ours(name: str, variant: str, size: int, folder: Path) -> None:
   import jax
   import jax.numpy as jnp
@@ -82,6 +61,7 @@ def ours(name: str, variant: str, size: int, folder: Path) -> None:
 
   from medlitenet_jax.models.registry import create_model, resolve_model
   from medlitenet_jax.models.structure import inspect_model
+  from medlitenet_jax.speed.parts import count_forward
 
   run = load_file(folder / "run.safetensors")
   fields = resolve_model({"name": name, "variant": variant})
@@ -91,9 +71,8 @@ def ours(name: str, variant: str, size: int, folder: Path) -> None:
   variables = from_pytorch(state, inspect_model(model, size).shapes, **notes["names"])
   logits = jax.jit(model.apply)(variables, run["image"])["mask"][..., 0]
   difference = float(np.abs(logits - run["logits"]).max() / run["logits"].std())
-  plain = create_model({**fields, "form": "library"}, jnp.float32)
-  traced = jax.make_jaxpr(lambda image: plain.apply(variables, image)["mask"])(run["image"][:1])
-  counted, expected = multiply_adds(traced.jaxpr), notes["multiply_adds"]
+  counted = count_forward(fields, jnp.float32, 1, size).flops / 2
+  expected = notes["multiply_adds"]
   print(
     f"{name} {variant} at {size}: {difference:.1e} of the spread of the logits; "
     f"{counted / 1e9:.3f} G multiply-adds, theirs {expected / 1e9:.3f} G"
