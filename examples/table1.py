@@ -55,6 +55,7 @@ NOTES = {
   "fat_net": f"{_IMAGENET}; the paper's 80.2 is perhaps 82.0 with two digits exchanged",
   "segformer": _IMAGENET,
   "swin_unet": _IMAGENET,
+  "unet_plus_plus": "with BatchNorm; as its authors have it, it learns too slowly for this budget",
   "transunet": f"{_IMAGENET}; no source was found for the paper's figures",
 }
 COSTS = ("GFLOP", "latency, ms", "images/s", "training images/s", "training memory, MiB")
@@ -125,6 +126,8 @@ def recipe(name: str, flags: argparse.Namespace) -> list[str]:
     "data.source": "folder",
     "data.root": flags.data.resolve(),
   }
+  if name == "unet_plus_plus":
+    fields["model.variant"] = "batch_norm"
   if name == "swin_unet":  # windows of 7 need multiples of 224
     fields["model.swin_unet.window"] = next(w for w in (8, 7, 6, 5, 4) if size % (32 * w) == 0)
   if name == "transunet":
