@@ -118,23 +118,31 @@ def keep_budget(output: Path, budget: dict[str, Any]) -> None:
 
 def recipe(name: str, flags: argparse.Namespace) -> list[str]:
   """Options of a network's recipe on the folder."""
-  size = flags.size
   fields: dict[str, Any] = {
     **RECIPE,
-    "train.image_sizes": f"({size},)",
-    "eval.image_size": size,
+    **network_fields(name, flags.size),
     "data.source": "folder",
     "data.root": flags.data.resolve(),
   }
+  options = [f"--config.{field}={value}" for field, value in fields.items()]
+  return [f"--config={ROOT}/configs/{recipe_file(name)}.py", *options]
+
+
+def recipe_file(name: str) -> str:
+  """Recipe of a network, in configs/."""
+  return "base" if name == FIRST else f"table1/{name}"
+
+
+def network_fields(name: str, size: int) -> dict[str, Any]:
+  """Fields of a network that is trained at a size of its input, in pixels a side."""
+  fields: dict[str, Any] = {"train.image_sizes": (size,), "eval.image_size": size}
   if name == "unet_plus_plus":
     fields["model.variant"] = "batch_norm"
   if name == "swin_unet":  # windows of 7 need multiples of 224
-    fields["model.swin_unet.window"] = next(w for w in (8, 7, 6, 5, 4) if size % (32 * w) == 0)
+    fields["model.swin_unet.window"] = next(w for w in range(8, 0, -1) if size % (32 * w) == 0)
   if name == "transunet":
     fields["model.transunet.image_size"] = size
-  file = "base" if name == FIRST else f"table1/{name}"
-  options = [f"--config.{field}={value}" for field, value in fields.items()]
-  return [f"--config={ROOT}/configs/{file}.py", *options]
+  return fields
 
 
 def measure_speed(name: str, flags: argparse.Namespace) -> None:
