@@ -108,7 +108,7 @@ def write_weights(
 
 
 # What reading raises for a damaged file, or one that is not of this project.
-_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def _config_in(metadata: Mapping[str, str]) -> ConfigDict:
@@ -147,7 +147,7 @@ def read_weights(path: Path) -> Weights:
       f"{path}: describes a network that this version does not have ({error}); use the version "
       "that wrote the file"
     ) from error
-  except _DAMAGE as error:
+  except DAMAGE as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(f"{path}: not a weights file of this project ({reason})") from error
   expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}
