@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors import safe_open
 
-from medlitenet_jax.formats.safetensors import DAMAGE, EARLIER_FORMAT, FORMAT
+from medlitenet_jax.formats.safetensors import DAMAGE, PROJECT
 from medlitenet_jax.formats.state_dict import Renames, foreign_name, in_our_layout
 from medlitenet_jax.models.registry import variable_shapes
 from medlitenet_jax.system.errors import InputError
@@ -230,12 +230,12 @@ class Pretrained(NamedTuple):
 
 
 def is_foreign(path: Path) -> bool:
-  """Whether a file can be read and is no weights file of this project."""
+  """Whether a file can be read and is no weights file of this project, of whatever version."""
   try:
     if path.suffix == ".npz":
       return True
     with safe_open(path, framework="numpy") as file:
-      return (file.metadata() or {}).get("format") not in (FORMAT, EARLIER_FORMAT)
+      return not str((file.metadata() or {}).get("format")).startswith(PROJECT)
   except DAMAGE:
     return False
 
@@ -337,7 +337,7 @@ def _left_out(names: Collection[str], used: Collection[str]) -> dict[str, int]:
   for name in sorted(set(names) - set(used)):
     *_, last = re.split(r"[./]", name)
     own = (part for part in _beginnings(name) if part not in beginnings)
-    counts[last if last in _BUFFERS else next(own)] += 1
+    counts[last if last in _BUFFERS else next(own, name)] += 1
   return dict(counts)
 
 

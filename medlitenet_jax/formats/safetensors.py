@@ -24,8 +24,9 @@ from medlitenet_jax.system.files import replace_file
 
 RELEASED = Path(__file__).parents[1] / "released"
 SUFFIX = ".safetensors"
-FORMAT = "medlitenet_jax 2"
-EARLIER_FORMAT = "medlitenet_jax 1"  # of the first released weights, see `_in_sections`
+PROJECT = "medlitenet_jax"  # begins the names of its formats
+FORMAT = f"{PROJECT} 2"
+EARLIER_FORMAT = f"{PROJECT} 1"  # of the first released weights, see `_in_sections`
 LIKENESS = "likeness"  # begins the names of its arrays
 STORED_DTYPES = ("float32", "float16")
 

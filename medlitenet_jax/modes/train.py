@@ -199,7 +199,7 @@ def _read_encoders(config: ConfigDict, paths: Sequence[Path]) -> dict[str, Any]:
     merged |= arrays
     rest = ", ".join(f"{name} ({count})" for name, count in found.left_out.items())
     logger.info(
-      "%s: %s; takes %d arrays, for %d here, and leaves out %d: %s.",
+      "%s: %s; takes %d arrays for %d of this network, and leaves out %d: %s.",
       *(path, found.title, found.taken, len(arrays), sum(found.left_out.values()), rest or "none"),
     )
   return traverse_util.unflatten_dict(merged, sep="/")
