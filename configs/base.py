@@ -261,7 +261,9 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict()
   config.train.epochs = 300  # as the paper's Table II; its text says 165
-  config.train.start_from = ""  # weights file or released name to start from; "": random weights
+  # Weights file or released name to start from, or files of pretrained encoders with commas between
+  # them; "": random weights.
+  config.train.start_from = ""
   # Whether those may be of another network, of which a run takes the arrays that fit.
   config.train.start_partly = False
   # Whether BatchNorm uses the running statistics of those weights, and leaves them as they are.

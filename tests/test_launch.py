@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import cv2
+import encoder_files
 import numpy as np
 import pytest
 from small_runs import (
@@ -59,6 +60,7 @@ def bad_inputs():
   occupied = folder / "occupied"
   occupied.mkdir()
   (occupied / "notes.txt").write_text("not a run")
+  encoder_files.write_file(encoder := folder / "resnet34.safetensors", encoder_files.resnet34(4))
 
   evaluate = ("--mode=evaluate",)
   folder_source = small_arguments(data__source="folder", data__root=str(folder / "nowhere"))
@@ -123,6 +125,11 @@ def bad_inputs():
       ("config.preprocess.color_constancy", "white", "shades_of_grey"),
     ),
     "source": (small_arguments(data__source="web"), new, ("config.data.source", "web")),
+    "another_encoder": (
+      small_arguments(train__start_from=encoder, train__start_partly=True),
+      new,
+      (f"{encoder}: holds ResNet-34", "not stub", "set config.model.name=fat_net"),
+    ),
     "another_run": (
       small_arguments(optim__learning_rate=0.25),
       finished,
@@ -211,7 +218,7 @@ NAMES = (
     "preprocessing",
     "source",
   ),
-  *("another_run", "another_network", "occupied", "under_a_file"),
+  *("another_encoder", "another_run", "another_network", "occupied", "under_a_file"),
   *("no_run", "no_checkpoint", "corrupt", "corrupt_train", "no_fields"),
   *("other_recipe_evaluated", "changed_network", "no_threshold", "no_split"),
   *("two_networks", "measured_ensemble", "described_ensemble"),

@@ -24,8 +24,9 @@ from medlitenet_jax.system.files import replace_file
 
 RELEASED = Path(__file__).parents[1] / "released"
 SUFFIX = ".safetensors"
-FORMAT = "medlitenet_jax 2"
-EARLIER_FORMAT = "medlitenet_jax 1"  # of the first released weights, see `_in_sections`
+PROJECT = "medlitenet_jax"  # begins the names of its formats
+FORMAT = f"{PROJECT} 2"
+EARLIER_FORMAT = f"{PROJECT} 1"  # of the first released weights, see `_in_sections`
 LIKENESS = "likeness"  # begins the names of its arrays
 STORED_DTYPES = ("float32", "float16")
 
@@ -108,7 +109,7 @@ def write_weights(
 
 
 # What reading raises for a damaged file, or one that is not of this project.
-_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def _config_in(metadata: Mapping[str, str]) -> ConfigDict:
@@ -147,7 +148,7 @@ def read_weights(path: Path) -> Weights:
       f"{path}: describes a network that this version does not have ({error}); use the version "
       "that wrote the file"
     ) from error
-  except _DAMAGE as error:
+  except DAMAGE as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise InputError(f"{path}: not a weights file of this project ({reason})") from error
   expected = {"/".join(at): leaf.shape for at, leaf in _flat(shapes).items()}

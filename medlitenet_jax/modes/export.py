@@ -64,7 +64,7 @@ def export(config: ConfigDict, trained: Trained, output: Path) -> None:
   # Its own data, whichever the likeness was fitted to. Paths mean nothing on another machine.
   shared.data = trained.config.data.copy_and_resolve_references().unlock()
   shared.data.root = Path(shared.data.root).name
-  shared.train.start_from = Path(config.train.start_from).name
+  shared.train.start_from = ",".join(Path(part).name for part in config.train.start_from.split(","))
   shared.data.raw = ""
   shared.lock()
   for dtype in STORED_DTYPES:

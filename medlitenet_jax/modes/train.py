@@ -1,13 +1,17 @@
 """Training: opens the data and the weights to start from, trains, and draws the curves."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medlitenet_jax import config as config_lib
 from medlitenet_jax.data.sources import class_names, create_source
+from medlitenet_jax.formats.encoders import is_foreign, read_encoder
 from medlitenet_jax.formats.safetensors import find_weights, read_weights
 from medlitenet_jax.inference.trained import open_trained
 from medlitenet_jax.inference.validation import ScoreCases, create_scoring, create_validate
@@ -161,8 +165,17 @@ def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
     )
   if not name or whole_steps(workdir):
     return None
-  weights = read_weights(find_weights(name))
   partly = config.train.start_partly
+  several = "," in name and not Path(name).is_file()
+  paths = [find_weights(part) for part in (name.split(",") if several else [name])]
+  if several or is_foreign(paths[0]):
+    if not partly:
+      raise InputError(
+        f"config.train.start_from: {name} is no network of this project; the encoder of another is "
+        "taken over with config.train.start_partly=True"
+      )
+    return loop.Start(name, _read_encoders(config, paths), {"train": [], "val": []}, partly)
+  weights = read_weights(paths[0])
   if not partly and (difference := config_lib.network_difference(weights.config, config)):
     field, theirs, own = difference
     raise InputError(
@@ -171,3 +184,22 @@ def _read_start(config: ConfigDict, workdir: Path) -> loop.Start | None:
       "config.train.start_partly=True, or start from other weights"
     )
   return loop.Start(name, weights.variables, weights.seen, partly)
+
+
+def _read_encoders(config: ConfigDict, paths: Sequence[Path]) -> dict[str, Any]:
+  """Variables of the encoders in files that others wrote; says what of each is taken."""
+  merged: dict[str, Any] = {}
+  for path in paths:
+    found = read_encoder(path, config.model.to_dict(), config.eval.image_size)
+    arrays = traverse_util.flatten_dict(found.variables, sep="/")
+    if merged.keys() & arrays.keys():
+      raise InputError(
+        f"config.train.start_from: {path} holds {found.title} once more; name each encoder once"
+      )
+    merged |= arrays
+    rest = ", ".join(f"{name} ({count})" for name, count in found.left_out.items())
+    logger.info(
+      "%s: %s; takes %d arrays for %d of this network, and leaves out %d: %s.",
+      *(path, found.title, found.taken, len(arrays), sum(found.left_out.values()), rest or "none"),
+    )
+  return traverse_util.unflatten_dict(merged, sep="/")

@@ -57,8 +57,8 @@ def ours(name: str, variant: str, size: int, folder: Path) -> None:
   import jax.numpy as jnp
   import numpy as np
   from safetensors.numpy import load_file
-  from state_dict import from_pytorch
 
+  from medlitenet_jax.formats.state_dict import from_pytorch
   from medlitenet_jax.models.registry import create_model, resolve_model
   from medlitenet_jax.models.structure import inspect_model
   from medlitenet_jax.speed.parts import count_forward
