@@ -98,4 +98,4 @@ def test_small_splits_are_warned_of():
     ("small_split", "val", False),
   ]
   assert "only 8 photographs in train" in found[0].what
-  assert "only 1 photograph in val" in found[1].what and "k-fold" in found[1].what
+  assert "only 1 photograph in val" in found[1].what and "--mode=repeat" in found[1].what
