@@ -100,6 +100,10 @@ def plan(call: Call) -> list[Run]:
     InputError: if it asks for only one, names a fold, or its recipe cannot be used.
   """
   recipe, seeds = call.recipe, 1 if call.seeds is None else call.seeds
+  if call.workdir_named:
+    raise InputError(
+      "--workdir: --mode=repeat writes a folder for each run into --output; name that"
+    )
   if not 0 < seeds <= 1000:
     raise InputError(f"--seeds takes a number of seeds from 1 to 1000, not {seeds}")
   if recipe.data.fold:

@@ -92,6 +92,7 @@ def test_another_score_of_finished_runs_needs_no_training(repeated):
 def test_what_cannot_be_repeated_is_one_line(tmp_path):
   for flags, fields, says in (
     ((), {"data__folds": 0}, "there is one run to make"),
+    (("--workdir=runs/x",), {}, "into --output; name that"),
     (("--seeds=0",), {}, "--seeds takes a number of seeds from 1 to 1000, not 0"),
     ((), {"data__fold": 1}, "--mode=repeat trains every fold"),
     ((), {"data__synthetic__num_test": 0, "eval__split": "test"}, "num_test"),
